@@ -1,0 +1,33 @@
+PYTHON ?= python3
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: setup demo lint test test-slow bench constraints clean
+
+setup: .venv/.done  ## a virtual environment with pinned versions and this project in it
+
+.venv/.done: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: setup  ## segment a real scene with the shipped bundle, under a Prefect server of its own
+	$(BIN)/python -m flows.demo
+
+lint: setup  ## style, types, arrows
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint  ## everything that CI runs
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+
+test-slow: setup  ## the opt-in tests
+	$(BIN)/python -m pytest -m slow
+
+bench: setup  ## ratios in one run: pipeline against engine alone, memory at two sizes, halo table
+	$(BIN)/python -m tests.bench
+
+clean:
+	rm -rf .venv demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
