@@ -1,0 +1,107 @@
+"""What a model expects and what it promises: a data contract, valid from birth.
+
+A `ModelSpec` travels in every bundle as `spec.json`. It holds no weights and imports no torch, so that planning a
+run costs nothing.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SCHEMA = 1
+NODATA = 255
+"""The value of every uint8 plane where the scene is invalid; never a class."""
+
+DType = Literal["uint8", "uint16", "int16", "float32"]
+Plane = Literal["labels", "confidence"]
+Colour = Annotated[str, Field(pattern=r"^#[0-9A-F]{6}$")]
+ClassName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+
+
+class Value(BaseModel):
+    """Frozen, strict, and without unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Band(Value):
+    """One input band, in the order in which the network takes it."""
+
+    name: str
+    unit: str = "DN"
+    """Physical unit after radiometry (`value = stored * scale + offset`): `DN`, `reflectance`, ..."""
+    low: float
+    """Lower end of the range seen in training, in `unit`."""
+    high: float
+    """Upper end of the range seen in training, in `unit`."""
+    mean: float
+    """Subtracted in the first layer, in `unit`; invalid pixels enter the network as this value."""
+    std: Annotated[float, Field(gt=0)]
+    """Divides in the first layer, in `unit`."""
+
+
+class Class(Value):
+    """One class of the mask."""
+
+    id: Annotated[int, Field(ge=0, lt=NODATA)]
+    """Index in the logits and value in the mask."""
+    name: ClassName
+    color: Colour
+    title: str = ""
+    code: Annotated[int, Field(ge=0, le=65535)] | None = None
+    """Value in a customer's legend, if it differs from `id`."""
+
+
+class Architecture(Value):
+    """Arguments of `models.segmenter.create_segmenter`, beside bands and classes."""
+
+    encoder: str
+    width: Annotated[float, Field(gt=0, le=4)] = 1.0
+    decoder: Literal["unet"] = "unet"
+    decoder_channels: tuple[int, ...] = (256, 128, 64, 32, 16)
+    """Output channels of the decoder's stages, deepest first."""
+
+
+class ModelSpec(Value):
+    """A segmentation model as the rest of the system sees it."""
+
+    schema_version: Literal[1] = SCHEMA
+    name: ClassName
+    architecture: Architecture
+    bands: Annotated[tuple[Band, ...], Field(min_length=1)]
+    dtypes: Annotated[tuple[DType, ...], Field(min_length=1)]
+    """Pixel types that may enter; a range in `bands` is meant in the band's unit, not in these."""
+    resolution: tuple[float, float] | None = None
+    """Smallest and largest ground size of a pixel, in metres; None where the model does not care."""
+    classes: Annotated[tuple[Class, ...], Field(min_length=2, max_length=NODATA)]
+    planes: tuple[Plane, ...] = ("labels", "confidence")
+    stride: Annotated[int, Field(ge=1)] = 32
+    """Total stride of the network, in pixels: core, halo and tile are multiples of it."""
+    halo: Annotated[int, Field(ge=0)]
+    """Margin of a tile whose prediction is thrown away, in pixels; measured."""
+    tiles: Annotated[tuple[int, ...], Field(min_length=1)]
+    """Allowed tile edges in pixels, ascending."""
+    licence: str
+    """SPDX identifier of the weights' licence."""
+    attribution: str = ""
+    """Credit line that outputs must carry."""
+    derived_from: str | None = None
+    """Digest of the bundle that this one was made from."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        ids = [c.id for c in self.classes]
+        if ids != list(range(len(ids))):
+            raise ValueError(f"class ids are {ids}: they must be 0, 1, 2, ... in order")
+        if len({c.name for c in self.classes}) != len(ids):
+            raise ValueError("class names repeat")
+        if len({b.name for b in self.bands}) != len(self.bands):
+            raise ValueError("band names repeat")
+        if list(self.tiles) != sorted(set(self.tiles)):
+            raise ValueError(f"tiles are {self.tiles}: they must ascend")
+        for edge in (*self.tiles, self.halo):
+            if edge % self.stride:
+                raise ValueError(f"{edge} is no multiple of the network's stride {self.stride}")
+        if self.tiles[0] <= 2 * self.halo:
+            raise ValueError(f"tile {self.tiles[0]} leaves no core with halo {self.halo}")
+        return self

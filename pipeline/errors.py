@@ -1,0 +1,62 @@
+"""The exception tree: every error that a user can cause or mend.
+
+    WidefieldError              exit 1
+    ├── UsageError              exit 2: nothing was started
+    │   ├── BundleError         missing, incomplete, or a byte has changed
+    │   └── OutputError         output folder not writable, locked by a living run, two scenes with one output
+    ├── SceneError              this scene cannot be segmented; others go on
+    │   ├── UnreadableError     missing, not an image, truncated, of a type that is not supported
+    │   └── PlanError           bands, type, resolution, memory or disk do not fit: the numbers and the way out
+    ├── EngineError             no engine can be built or loaded, or it failed its parity gate
+    ├── TrainingError           no chips, a non-finite loss
+    ├── LabelError              labels that do not fit their scenes
+    ├── IncompleteError         some blocks failed: nothing was published, a rerun tries only those
+    └── VerifyError             stored results do not agree with their records
+
+Foreign exceptions (rasterio, zarr, OSError) are mapped to these where a scene is opened or read, and nowhere else.
+"""
+
+from models.errors import BundleError, EngineError, TrainingError, UsageError, WidefieldError
+
+__all__ = [
+    "BundleError",
+    "EngineError",
+    "IncompleteError",
+    "LabelError",
+    "OutputError",
+    "PlanError",
+    "SceneError",
+    "TrainingError",
+    "UnreadableError",
+    "UsageError",
+    "VerifyError",
+    "WidefieldError",
+]
+
+
+class OutputError(UsageError):
+    """The output folder cannot be written, or somebody else is writing it."""
+
+
+class SceneError(WidefieldError):
+    """A scene cannot be segmented."""
+
+
+class UnreadableError(SceneError):
+    """A scene is missing, not an image, truncated, or of a kind that is not supported."""
+
+
+class PlanError(SceneError):
+    """A scene and a bundle, or this machine, do not fit together."""
+
+
+class LabelError(WidefieldError):
+    """Labels are missing, of another place, or of another class table."""
+
+
+class IncompleteError(WidefieldError):
+    """Some blocks failed: nothing was published, and a rerun tries only those."""
+
+
+class VerifyError(WidefieldError):
+    """Stored results do not agree with their records."""
