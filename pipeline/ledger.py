@@ -1,0 +1,136 @@
+"""What is done: a record for each block whose shard is durable, kept beside the output store.
+
+Every process appends to a file of its own, so there is one writer a file and no lock; the ledger is their union. A
+line that a killed writer left unfinished is not a record. A record says what was stored, so that a rerun can trust
+it and `verify` can prove it.
+"""
+
+import json
+import os
+import socket
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+from pipeline.grid import Window
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class BlockRecord:
+    """The facts about one finished block."""
+
+    row: int
+    """First scene row of the block."""
+    col: int
+    """First scene column of the block."""
+    height: int
+    """Rows of the block."""
+    width: int
+    """Columns of the block."""
+    digest: str
+    """SHA-256 over the block's shards, in plane order."""
+    valid: int
+    """Valid pixels of the scene in this block."""
+    counts: dict[int, int]
+    """Pixels by class; classes that do not occur are left out."""
+    areas: dict[int, float]
+    """Square metres on the ellipsoid by class; empty without an affine georeference."""
+    confidence: tuple[int, ...]
+    """Valid pixels by confidence, in 16 bins of equal width over 0..1."""
+    tiles: int
+    """Tiles that the engine ran for this block."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Wall time by stage: `read`, `wait` (for the engine), `write`."""
+
+    @property
+    def window(self) -> Window:
+        """The block, in scene pixels."""
+        return Window(self.row, self.col, self.height, self.width)
+
+    @property
+    def classified(self) -> int:
+        """Pixels that carry a class."""
+        return sum(self.counts.values())
+
+    def to_line(self) -> str:
+        """One line of JSON, without the newline."""
+        return json.dumps({"schema": SCHEMA, **asdict(self)}, separators=(",", ":"), sort_keys=True)
+
+    @classmethod
+    def from_line(cls, line: str) -> "BlockRecord":
+        """The inverse of `to_line`.
+
+        Raises:
+            ValueError: the line is torn, or of a schema that is not known.
+        """
+        facts = json.loads(line)
+        if not isinstance(facts, dict) or facts.pop("schema", None) != SCHEMA:
+            raise ValueError("not a block record of schema 1")
+        facts["counts"] = {int(key): value for key, value in facts["counts"].items()}
+        facts["areas"] = {int(key): value for key, value in facts["areas"].items()}
+        facts["confidence"] = tuple(facts["confidence"])
+        return cls(**facts)
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The records of one output store: a folder of append-only files, one for each process that ever wrote."""
+
+    folder: Path
+
+    def append(self, record: BlockRecord) -> None:
+        """Add `record` durably. Call it only after the block's shards are durable."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{_process_name(os.getpid())}.jsonl"
+        created = not path.exists()
+        with path.open("a", encoding="utf-8") as file:
+            file.write(record.to_line() + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if created:
+            sync_folder(self.folder)
+
+    def records(self) -> dict[tuple[int, int], BlockRecord]:
+        """All records by the block's first (row, col). Of two records for one block the later file wins."""
+        return {(record.row, record.col): record for record in self._read()}
+
+    def _read(self) -> Iterator[BlockRecord]:
+        for path in sorted(self.folder.glob("*.jsonl")):
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    yield BlockRecord.from_line(line)
+                except (ValueError, KeyError, TypeError):
+                    continue
+
+    def compact(self, records: Iterable[BlockRecord]) -> None:
+        """Replace the folder's files by one that holds `records`: call it when no writer is left."""
+        old = list(self.folder.glob("*.jsonl"))
+        merged = self.folder / "merged.jsonl"
+        partial = merged.with_suffix(".partial")
+        with partial.open("w", encoding="utf-8") as file:
+            file.writelines(record.to_line() + "\n" for record in records)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(merged)
+        for path in old:
+            if path != merged:
+                path.unlink()
+        sync_folder(self.folder)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the folder's entries durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@lru_cache(maxsize=4)
+def _process_name(pid: int) -> str:
+    return f"{socket.gethostname()}-{pid}-{uuid.uuid4().hex[:8]}"

@@ -1,0 +1,46 @@
+from dataclasses import replace
+
+import pytest
+
+from pipeline.ledger import BlockRecord, Ledger
+
+RECORD = BlockRecord(0, 64, 64, 32, "ab", 2000, {0: 1500, 1: 500}, {0: 1.5}, (1, 2), 3, {"read": 0.5})
+
+
+def test_a_record_survives_its_line():
+    assert BlockRecord.from_line(RECORD.to_line()) == RECORD
+
+
+def test_a_line_of_another_schema_is_refused():
+    with pytest.raises(ValueError, match="schema 1"):
+        BlockRecord.from_line('{"schema": 99}')
+
+
+def test_the_ledger_is_the_union_of_its_files(tmp_path):
+    ledger = Ledger(tmp_path / "ledger")
+    ledger.append(RECORD)
+    other = replace(RECORD, row=64)
+    (tmp_path / "ledger" / "another-process.jsonl").write_text(other.to_line() + "\n")
+    assert ledger.records() == {(0, 64): RECORD, (64, 64): other}
+
+
+def test_a_line_that_a_killed_writer_left_unfinished_is_no_record(tmp_path):
+    ledger = Ledger(tmp_path)
+    ledger.append(RECORD)
+    torn = replace(RECORD, row=64).to_line()[:40]
+    (tmp_path / "killed.jsonl").write_text(torn)
+    assert list(ledger.records()) == [(0, 64)]
+
+
+def test_compacting_keeps_the_records_in_one_file(tmp_path):
+    ledger = Ledger(tmp_path)
+    ledger.append(RECORD)
+    (tmp_path / "another.jsonl").write_text(replace(RECORD, row=64).to_line() + "\n")
+    before = ledger.records()
+    ledger.compact(before.values())
+    assert ledger.records() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["merged.jsonl"]
+
+
+def test_an_empty_folder_is_an_empty_ledger(tmp_path):
+    assert Ledger(tmp_path / "nothing").records() == {}
