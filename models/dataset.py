@@ -1,0 +1,291 @@
+"""chips.zarr -> seeded, augmented batches. Batch number `step` of a seed is always the same batch."""
+
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
+
+import numpy as np
+import torch
+import zarr
+from numpy.typing import NDArray
+from pydantic import ConfigDict
+from torch import Tensor
+from torch.nn import functional
+
+from models.errors import TrainingError
+from models.spec import NODATA, Band, ClassName, DType, Value
+
+IN_MEMORY = 2 << 30
+"""Chips of up to this many bytes are read once and kept; larger sets are read chip by chip."""
+
+PROBE_EDGE = 128
+"""Edge of a probe, in pixels."""
+
+T = TypeVar("T")
+
+
+class ChipClass(Value):
+    """A class as `chips.zarr` names it."""
+
+    id: int
+    name: ClassName
+
+
+class Chip(Value):
+    """Where a chip was cut."""
+
+    scene: str
+    row: int
+    col: int
+    split: Literal["train", "val"]
+
+
+class ChipsHeader(Value):
+    """The attributes of `chips.zarr` that training needs."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    schema_version: Literal[1]
+    bands: tuple[str, ...]
+    dtype: DType
+    classes: tuple[ChipClass, ...]
+    chips: tuple[Chip, ...]
+    seed: int
+    resolution: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Chips:
+    """All chips of one folder: N squares of S x S pixels with C bands."""
+
+    header: ChipsHeader
+    pixels: Any
+    """(N, C, S, S), own dtype; an array, or a zarr array that reads a chip when indexed."""
+    valid: Any
+    """(N, S, S) uint8, 1 where the scene has data."""
+    labels: Any
+    """(N, S, S) uint8, class ids or 255."""
+    scale: NDArray[np.float32]
+    """(N, C): value = stored * scale + offset."""
+    offset: NDArray[np.float32]
+    """(N, C)."""
+
+    @property
+    def edge(self) -> int:
+        """S."""
+        return int(self.pixels.shape[-1])
+
+    def indices(self, split: str) -> list[int]:
+        """Chips of `train` or `val`, in order."""
+        return [i for i, chip in enumerate(self.header.chips) if chip.split == split]
+
+    def values(self, index: int) -> NDArray[np.float32]:
+        """(C, S, S) of one chip in the bands' unit; whatever is stored where the scene is invalid."""
+        scale, offset = self.scale[index, :, None, None], self.offset[index, :, None, None]
+        return cast("NDArray[np.float32]", np.asarray(self.pixels[index], np.float32) * scale + offset)
+
+    def known(self, index: int) -> NDArray[np.bool_]:
+        """(S, S), where one chip has data in all bands that can be computed with."""
+        return cast("NDArray[np.bool_]", (self.valid[index] != 0) & np.isfinite(self.pixels[index]).all(0))
+
+
+def open_chips(path: Path) -> Chips:
+    """The chips at `path`, read into memory where they are small.
+
+    Raises:
+        TrainingError: there are none, or they are not what `pipeline/chips.py` writes.
+    """
+    try:
+        group = zarr.open_group(path, mode="r")
+        attributes = dict(group.attrs)
+        header = ChipsHeader.model_validate({"schema_version": attributes.pop("schema", None), **attributes})
+        arrays: dict[str, Any] = {name: group[name] for name in ("pixels", "valid", "labels", "scale", "offset")}
+    except (OSError, KeyError, ValueError) as error:
+        raise TrainingError(
+            f"{path} holds no chips of schema 1 ({error}): make them again from images and labels"
+        ) from error
+    small = sum(array.nbytes for array in arrays.values()) <= IN_MEMORY
+    lazy: dict[str, Any] = {name: array[:] if small or array.ndim == 2 else array for name, array in arrays.items()}
+    if len(header.chips) != arrays["pixels"].shape[0]:
+        raise TrainingError(f"{path} lists {len(header.chips)} chips but holds {arrays['pixels'].shape[0]}")
+    return Chips(header, **lazy)
+
+
+def measure_bands(chips: Chips, indices: list[int], units: tuple[str, ...] = ()) -> tuple[Band, ...]:
+    """Range, mean and deviation of each band over the valid pixels of the chips `indices`, in the band's unit.
+
+    Raises:
+        TrainingError: no chip has a valid pixel.
+    """
+    bands = len(chips.header.bands)
+    count, total, square = 0, np.zeros(bands), np.zeros(bands)
+    low, high = np.full(bands, np.inf), np.full(bands, -np.inf)
+    for index in indices:
+        seen = chips.values(index)[:, chips.known(index)].astype(np.float64)
+        if not seen.size:
+            continue
+        count += seen.shape[1]
+        total, square = total + seen.sum(1), square + (seen**2).sum(1)
+        low, high = np.minimum(low, seen.min(1)), np.maximum(high, seen.max(1))
+    if not count:
+        raise TrainingError("no training chip has a valid pixel: check the images' nodata and the split")
+    mean = total / count
+    std = np.sqrt(np.maximum(square / count - mean**2, 0))
+    std[std == 0] = 1
+    return tuple(
+        Band(name=name, unit=unit, low=float(lo), high=float(hi), mean=float(m), std=float(s))
+        for name, unit, lo, hi, m, s in zip(
+            chips.header.bands, units or ("DN",) * bands, low, high, mean, std, strict=True
+        )
+    )
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How far training images may be changed. All zeros: crops only."""
+
+    zoom: float = 1.33
+    """Half of the crops are enlarged or reduced by up to this factor; 1 leaves all as they are."""
+    dihedral: bool = True
+    """Flips and quarter turns."""
+    gain: float = 0.15
+    """Deviation of the logarithm of the contrast, of all bands together; a third of it for each band alone."""
+    offset: float = 0.2
+    """Deviation of the brightness, in deviations of the band; a third of it for each band alone."""
+    gamma: float = 0.2
+    """Deviation of the logarithm of the exponent, over the band's range."""
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Draws batches from the chips `indices`."""
+
+    chips: Chips
+    indices: list[int]
+    bands: tuple[Band, ...]
+    _: KW_ONLY
+    batch: int
+    """Crops a batch."""
+    crop: int
+    """Edge of a crop in pixels, at most the chips' edge."""
+    seed: int = 0
+    augmentation: Augmentation = Augmentation()
+    foreground: float = 0.0
+    """Share of the crops that is drawn from chips with a class other than 0."""
+
+    def __post_init__(self) -> None:
+        if not self.indices:
+            raise TrainingError("there are no training chips: check the labels and the split")
+        if self.crop > self.chips.edge:
+            raise TrainingError(
+                f"crops of {self.crop} pixels do not fit chips of {self.chips.edge}: choose a smaller crop"
+            )
+
+    def batch_at(self, step: int) -> tuple[Tensor, Tensor]:
+        """Batch number `step`: normalised (N, C, H, W) float32 and labels (N, H, W) uint8; 0 and 255 where invalid."""
+        rng = np.random.default_rng((self.seed, step))
+        chips = [normalised(self.chips, index, self.bands) for index in self._draw(rng)]
+        images, valid, labels = (torch.stack(parts) for parts in zip(*chips, strict=True))
+        transforms = torch.stack([self._transform(rng) for _ in range(self.batch)])
+        images, valid, labels = warp(images, valid, labels, transforms, self.crop)
+        return self._jitter(images, rng) * valid[:, None], labels
+
+    @cached_property
+    def _rich(self) -> NDArray[np.int64]:
+        """Chips with a class other than 0; all chips where none has one."""
+        rich = [i for i in self.indices if ((self.chips.labels[i] > 0) & (self.chips.labels[i] != NODATA)).any()]
+        return np.asarray(rich or self.indices)
+
+    def _draw(self, rng: np.random.Generator) -> list[int]:
+        chosen = rng.choice(np.asarray(self.indices), self.batch)
+        if self.foreground:
+            chosen = np.where(rng.random(self.batch) < self.foreground, rng.choice(self._rich, self.batch), chosen)
+        return [int(index) for index in chosen]
+
+    def _transform(self, rng: np.random.Generator) -> Tensor:
+        """(2, 3): output coordinates in [-1, 1] -> chip coordinates in [-1, 1], x before y as torch has it."""
+        reach = np.log(self.augmentation.zoom)
+        zoom = np.exp(rng.uniform(-reach, reach)) if rng.random() < 0.5 else 1.0
+        edge = min(round(self.crop / zoom), self.chips.edge)
+        row, col = rng.integers(0, self.chips.edge - edge, 2, endpoint=True)
+        flip, turn = (rng.integers(2), rng.integers(4)) if self.augmentation.dihedral else (0, 0)
+        quarter = np.linalg.matrix_power(np.array([[0.0, -1.0], [1.0, 0.0]]), turn)
+        matrix = np.diag([1.0 - 2.0 * flip, 1.0]) @ quarter
+        centre = (2 * np.array([col, row]) + edge) / self.chips.edge - 1
+        return torch.from_numpy(np.column_stack((matrix * edge / self.chips.edge, centre)).astype(np.float32))
+
+    def _jitter(self, x: Tensor, rng: np.random.Generator) -> Tensor:
+        """Gamma, contrast and brightness, drawn for each image and, more gently, for each of its bands."""
+        much, (n, bands) = self.augmentation, x.shape[:2]
+
+        def draw(deviation: float) -> Tensor:
+            noise = rng.normal(size=(n, 1)) + rng.normal(size=(n, bands)) / 3
+            return torch.from_numpy((deviation * noise).astype(np.float32))[:, :, None, None]
+
+        low, high = (
+            torch.tensor([[(getattr(b, end) - b.mean) / b.std] for b in self.bands]) for end in ("low", "high")
+        )
+        low, span = low[:, None], (high - low).clamp(min=1e-6)[:, None]
+        curved = ((x - low) / span).clamp(0, 1) ** draw(much.gamma).exp() * span + low
+        return curved * draw(much.gain).exp() + draw(much.offset)
+
+
+def normalised(chips: Chips, index: int, bands: tuple[Band, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """One whole chip: x (C, S, S) float32, valid (S, S) bool, labels (S, S) uint8; 0 and 255 where invalid."""
+    mean, std = (np.array([getattr(b, name) for b in bands], np.float32)[:, None, None] for name in ("mean", "std"))
+    known = chips.known(index)
+    x = np.where(known, (chips.values(index) - mean) / std, np.float32(0))
+    labels = np.where(known, chips.labels[index], np.uint8(NODATA))
+    return torch.from_numpy(x), torch.from_numpy(known), torch.from_numpy(labels)
+
+
+def warp(x: Tensor, valid: Tensor, labels: Tensor, transforms: Tensor, edge: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Cut, turn, flip and scale in one resampling: bilinear for pixels, nearest for labels.
+
+    Where the transform is a whole number of pixels, everything comes out unchanged. A pixel that draws on an invalid
+    one, or on the outside, is invalid: 0, False and 255.
+
+    Args:
+        x: (N, C, S, S) float32.
+        valid: (N, S, S) bool.
+        labels: (N, S, S) uint8.
+        transforms: (N, 2, 3), as `torch.nn.functional.affine_grid` takes them.
+        edge: rows and columns of the results.
+    """
+    grid = functional.affine_grid(transforms, [len(x), 1, edge, edge], align_corners=False)
+    stack = torch.cat((x, valid[:, None]), 1)
+    stack = functional.grid_sample(stack, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    ids = functional.grid_sample(labels[:, None].float(), grid, mode="nearest", align_corners=False)[:, 0]
+    known = stack[:, -1] > 0.999
+    return stack[:, :-1] * known[:, None], known, ids.to(torch.uint8).where(known, NODATA)
+
+
+def read_ahead(make: Callable[[int], T], steps: range, depth: int = 3) -> Generator[T]:
+    """`make(step)` for each step in order, computed up to `depth` steps ahead by one thread."""
+    with ThreadPoolExecutor(1, "read-ahead") as pool:
+        pending = [pool.submit(make, step) for step in steps[:depth]]
+        try:
+            for step in range(steps.start + depth, steps.stop + depth):
+                yield pending.pop(0).result()
+                if step < steps.stop:
+                    pending.append(pool.submit(make, step))
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def draw_probes(
+    chips: Chips, *, budget: int = 1_000_000, most: int = 20
+) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
+    """Central crops and their valid masks, from validation chips spread over the list, within `budget` bytes."""
+    edge = min(PROBE_EDGE, chips.edge)
+    start = (chips.edge - edge) // 2
+    part = (..., slice(start, start + edge), slice(start, start + edge))
+    each = edge * edge * (len(chips.header.bands) * np.dtype(chips.header.dtype).itemsize + 1)
+    pool = chips.indices("val") or chips.indices("train")
+    count = min(most, len(pool), max(budget // each, 1))
+    chosen = [pool[i * len(pool) // count] for i in range(count)]
+    return [np.asarray(chips.pixels[i])[part] for i in chosen], [np.asarray(chips.valid[i])[part] for i in chosen]

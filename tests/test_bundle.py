@@ -1,0 +1,111 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from models.bundle import FILES, load_metrics, load_module, load_probes, open_bundle, save_bundle, stored_state
+from models.errors import BundleError
+from models.init import glorot_normal_
+from models.segmenter import segmenter_from_spec
+from models.spec import Architecture, Band, Class, ModelSpec
+
+SPEC = ModelSpec(
+    name="drawn",
+    architecture=Architecture(encoder="inception_v1", width=0.25, decoder_channels=(8, 8, 8, 8, 8)),
+    bands=(Band(name="grey", low=0, high=255, mean=1 / 3, std=0.1),),
+    dtypes=("uint8",),
+    classes=(Class(id=0, name="no", color="#000000"), Class(id=1, name="yes", color="#FFFFFF")),
+    halo=64,
+    tiles=(256,),
+    licence="Apache-2.0",
+)
+PROBES = [np.arange(64, dtype=np.uint16).reshape(1, 8, 8), np.zeros((1, 4, 4), np.uint16)]
+
+
+def network(seed=0):
+    return glorot_normal_(segmenter_from_spec(SPEC), seed=seed).eval()
+
+
+def save(path, module=None, **options):
+    return save_bundle(path, SPEC, module or network(), {"val": {"iou": 0.5}}, "# Card\n", PROBES, **options)
+
+
+def test_a_bundle_saved_and_loaded_gives_the_same_logits(tmp_path):
+    module, x = network(), torch.randn(1, 1, 64, 64)
+    loaded = load_module(save(tmp_path / "b", module, storage="fp32"))
+    assert not loaded.training
+    assert torch.equal(loaded(x), module(x))
+
+
+def test_half_precision_rounds_kernels_once_and_halves_the_file(tmp_path):
+    half, full = save(tmp_path / "half"), save(tmp_path / "full", storage="fp32")
+    sizes = [(bundle.path / "weights.safetensors").stat().st_size for bundle in (half, full)]
+    assert sizes[0] < 0.6 * sizes[1]
+    module = load_module(half)
+    assert {tensor.dtype for tensor in module.parameters()} == {torch.float32}
+    assert save(tmp_path / "again", module).digest == half.digest
+
+
+def test_what_half_precision_cannot_hold_stays_in_single():
+    module = network()
+    with torch.no_grad():
+        module.head.weight.fill_(1e6)
+        module.encoder.conv1.bn.running_var.fill_(1e-9)
+    state = stored_state(module, "fp16")
+    assert state["head.weight"].dtype == state["encoder.conv1.bn.running_var"].dtype == torch.float32
+    assert state["encoder.conv1.conv.weight"].dtype == torch.float16
+
+
+def test_everything_that_is_saved_comes_back(tmp_path):
+    masks = [np.eye(8, dtype=np.uint8), np.ones((4, 4), np.uint8)]
+    bundle = save(tmp_path / "b", valid=masks)
+    assert bundle.spec == SPEC
+    assert load_metrics(bundle) == {"val": {"iou": 0.5}}
+    for (pixels, valid), probe, mask in zip(load_probes(bundle), PROBES, masks, strict=True):
+        assert pixels.dtype == np.uint16
+        assert np.array_equal(pixels, probe)
+        assert np.array_equal(valid, mask != 0)
+
+
+@pytest.mark.parametrize("name", [*FILES, "bundle.json"])
+def test_a_changed_byte_is_refused_by_the_name_of_its_file(tmp_path, name):
+    file = save(tmp_path).path / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(BundleError, match=name):
+        open_bundle(tmp_path)
+
+
+@pytest.mark.parametrize("name", [*FILES, "bundle.json"])
+def test_a_missing_file_is_refused_by_its_name(tmp_path, name):
+    (save(tmp_path).path / name).unlink()
+    with pytest.raises(BundleError, match=name):
+        open_bundle(tmp_path)
+
+
+def test_another_schema_is_refused(tmp_path):
+    (tmp_path / "bundle.json").write_text('{"schema": 9}')
+    with pytest.raises(BundleError, match="has schema 9: this version reads schema 1"):
+        open_bundle(tmp_path)
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    other = SPEC.model_copy(update={"architecture": Architecture(encoder="inception_v1", width=0.5)})
+    bundle = save_bundle(tmp_path, other, network(), {}, "", PROBES)
+    with pytest.raises(BundleError, match=r"weights.safetensors does not fit the network of spec.json"):
+        load_module(bundle)
+
+
+def test_probes_beyond_one_mebibyte_are_refused(tmp_path):
+    with pytest.raises(BundleError, match="at most 1048576 are allowed"):
+        save_bundle(tmp_path, SPEC, network(), {}, "", [np.zeros((1, 1024, 1024), np.uint8)])
+
+
+def test_opening_a_bundle_loads_no_torch(tmp_path):
+    save(tmp_path)
+    use = f"import sys, models.bundle as b; b.load_probes(b.open_bundle({str(tmp_path)!r}))"
+    code = f"{use}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,110 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from drawn_chips import draw_chips
+
+from models.bundle import load_metrics, load_module, load_probes
+from models.dataset import open_chips
+from models.errors import TrainingError
+from models.train import TrainConfig, train, validate
+
+
+@pytest.fixture
+def config(tmp_path):
+    return TrainConfig(
+        chips=draw_chips(tmp_path / "chips.zarr"),
+        out=tmp_path / "bundle",
+        width=0.25,
+        decoder_channels=(8, 8, 8, 8, 8),
+        steps=4,
+        batch=2,
+        crop=32,
+        warmup=2,
+        log_every=1,
+        save_every=2,
+        validate_every=3,
+        threads=1,
+    )
+
+
+class KilledError(Exception):
+    pass
+
+
+def kill_after(step):
+    def report(line):
+        if line["step"] > step:
+            raise KilledError
+
+    return report
+
+
+def test_a_seeded_training_repeats_bitwise_killed_or_not(config, tmp_path):
+    first = train(config)
+    second = replace(config, out=tmp_path / "second")
+    with pytest.raises(KilledError):
+        train(second, kill_after(2))
+    assert (second.out / "training.ckpt").exists()
+    resumed = []
+    assert train(second, resumed.append).digest == first.digest
+    assert [line["step"] for line in resumed if "loss" in line] == [3, 4]
+    assert not (second.out / "training.ckpt").exists()
+
+
+def test_the_scores_are_those_of_the_stored_weights(config):
+    bundle = train(config)
+    chips = open_chips(config.chips)
+    assert load_metrics(bundle)["val"] == validate(load_module(bundle), chips, bundle.spec.bands)
+    assert "| square |" in (bundle.path / "README.md").read_text()
+
+
+def test_a_bundle_says_what_the_chips_and_the_settings_said(config):
+    spec = train(replace(config, name="squares", colors=("#000000", "#FF0000"), codes=(0, 40), attribution="me")).spec
+    assert [(c.name, c.color, c.code) for c in spec.classes] == [("ground", "#000000", 0), ("square", "#FF0000", 40)]
+    assert [band.name for band in spec.bands] == ["b0", "b1", "b2"]
+    assert (spec.dtypes, spec.attribution, spec.stride) == (("uint8",), "me", 32)
+
+
+def test_the_log_has_a_line_for_each_interval_and_learning_happens(config):
+    bundle = train(replace(config, steps=30, log_every=5, precision="bf16-mixed", crop=64))
+    lines = [json.loads(line) for line in (config.out / "train.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert len(losses) == 6
+    assert losses[-1] < 0.9 * losses[0]
+    assert len(load_probes(bundle)) == 2
+
+
+def test_the_rate_rises_to_its_peak_and_falls_to_nothing(config):
+    config = replace(config, steps=100, warmup=10, lr=1.0)
+    rates = [config.rate(step) for step in range(100)]
+    assert rates[:3] == pytest.approx([0.1, 0.2, 0.3])
+    assert max(rates) == rates[10] == 1.0
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] < 0.001
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(config):
+    with pytest.raises(TrainingError, match=r"the (loss|gradient) of step \d is (nan|inf): lower the learning rate"):
+        train(replace(config, lr=1e30, warmup=0))
+    assert not (config.out / "bundle.json").exists()
+
+
+def test_a_checkpoint_of_other_settings_is_refused(config):
+    with pytest.raises(KilledError):
+        train(config, kill_after(2))
+    with pytest.raises(TrainingError, match=r"training.ckpt belongs to other settings or chips"):
+        train(replace(config, width=0.5))
+
+
+def test_training_leaves_torchs_settings_as_they_were(config):
+    threads = torch.get_num_threads()
+    train(replace(config, steps=1))
+    assert torch.get_num_threads() == threads
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_settings_that_cannot_be_are_refused():
+    with pytest.raises(TrainingError, match="batch is 0: it must be at least 1"):
+        TrainConfig(chips="c", out="o", batch=0)
