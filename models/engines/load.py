@@ -1,0 +1,77 @@
+"""Loading a pinned engine into a worker. Imports torch for the torch engine only."""
+
+import os
+from dataclasses import fields
+from pathlib import Path
+
+from models.bundle import Bundle, open_bundle
+from models.engines.base import Engine, EngineRecord
+from models.engines.cache import Cache
+from models.engines.gate import gate
+from models.engines.null import NullEngine
+from models.engines.prepare import PATIENT, graph_fields, prepared, restored
+from models.errors import EngineError
+
+LOAD_PROBES = 6
+"""Probes that a loaded engine must answer before it serves."""
+
+
+def load_engine(bundle_path: Path | str, record: EngineRecord, cache: Path | None = None) -> Engine:
+    """The engine that `record` pins, built first if this machine's cache lacks it, and checked on a few probes.
+
+    Raises:
+        EngineError: this machine would make another engine, or the engine does not agree with eager PyTorch.
+    """
+    bundle, store = open_bundle(Path(bundle_path).resolve()), Cache(cache)
+    if bundle.digest != record.bundle:
+        raise EngineError(
+            f"engine {record.digest[:12]} was made of bundle {record.bundle[:12]}, not {bundle.digest[:12]}"
+        )
+    here = prepared(bundle, record.request, store)
+    if record.digest not in {here.digest} & {restored(bundle, record.request, store)}:
+        raise EngineError(_other(record, here))
+    return open_checked(bundle, record, store)
+
+
+def open_checked(bundle: Bundle, record: EngineRecord, cache: Cache) -> Engine:
+    """The engine from its cached artefacts, after `LOAD_PROBES` probes."""
+    engine = open_engine(bundle, record, cache)
+    if record.backend == "null":
+        return engine
+    report = gate(bundle, engine, cache, limit=LOAD_PROBES)
+    if report["reasons"]:
+        raise EngineError(f"engine {record.digest[:12]} does not agree with eager PyTorch: {report['reasons']}")
+    return engine
+
+
+def open_engine(bundle: Bundle, record: EngineRecord, cache: Cache) -> Engine:
+    """The engine from its cached artefacts, unchecked."""
+    match record.backend:
+        case "null":
+            return NullEngine(record, len(bundle.spec.planes))
+        case "torch":
+            os.environ.setdefault(*PATIENT)
+            from models.engines.torch import TorchEngine
+
+            return TorchEngine(record, bundle)
+        case "openvino":
+            from models.engines.openvino import OpenVINOEngine
+
+            graph = cache.get("graph", graph_fields(bundle, record.request))
+            if graph is None:
+                raise EngineError(
+                    f"the graph of engine {record.digest[:12]} is gone from {cache.root}: prepare it again"
+                )
+            return OpenVINOEngine(record, graph.path)
+
+
+def _other(record: EngineRecord, here: EngineRecord) -> str:
+    measured = {"digest", "peak_bytes", "seconds_per_tile", "parity"}
+    names = [field.name for field in fields(record) if field.name not in measured]
+    pairs = ((name, getattr(record, name), getattr(here, name)) for name in names)
+    differences = [f"{name} {pinned!r}, here {ours!r}" for name, pinned, ours in pairs if pinned != ours]
+    return (
+        f"this machine would make another engine than {record.digest[:12]} "
+        f"({'; '.join(differences) or 'the compiled graph differs'}): one output is made by one engine, so run it on "
+        "machines that are alike, or start a new output"
+    )

@@ -1,0 +1,94 @@
+"""The engine of choice on CPUs. Imports no torch."""
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import cycle, takewhile
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import openvino as ov
+
+from models.engines.base import SLOTS, Batch, EngineRecord, Planes, overlapped, padded
+from models.errors import EngineError
+
+HINTS = {"fp32": "f32", "bf16": "bf16"}
+GRAPH = "model.xml"
+
+
+class OpenVINOEngine:
+    """The exported graph, compiled here for one stream of `threads` threads that are not pinned to cores."""
+
+    def __init__(self, record: EngineRecord, folder: Path) -> None:
+        self.record = record
+        config = {
+            "INFERENCE_PRECISION_HINT": HINTS[record.precision],  # left alone, it takes bf16 wherever it can
+            "NUM_STREAMS": "1",
+            "INFERENCE_NUM_THREADS": str(record.threads),
+            "ENABLE_CPU_PINNING": "NO",  # several workers share the cores
+        }
+        try:
+            core = ov.Core()
+            compiled = core.compile_model(core.read_model(folder / GRAPH), "CPU", config)
+            self._requests = [compiled.create_infer_request() for _ in range(SLOTS)]
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO cannot compile {folder / GRAPH}: {error}") from error
+        used = compiled.get_property("INFERENCE_PRECISION_HINT")
+        if used.to_string() != HINTS[record.precision]:
+            raise EngineError(f"OpenVINO computes in {used.to_string()} where {record.precision} was asked for")
+
+    def map(self, batches: Iterable[Batch]) -> Iterator[Planes]:
+        """Planes (N, P, T, T) of each batch, in order; the next batch is pulled while one is computed."""
+        requests = cycle(self._requests)
+        return overlapped(batches, lambda batch: self._start(next(requests), batch))
+
+    def _start(self, request: Any, batch: Batch) -> Callable[[], Planes]:
+        full = padded(batch, self.record)
+        inputs = {
+            "pixels": np.ascontiguousarray(full.pixels),
+            "valid": np.ascontiguousarray(full.valid).view(np.uint8),
+            "scale": np.ascontiguousarray(full.scale, np.float32),
+            "offset": np.ascontiguousarray(full.offset, np.float32),
+        }
+        for name, array in inputs.items():
+            request.set_tensor(name, ov.Tensor(array, shared_memory=True))
+        request.start_async()
+
+        def wait(held: dict[str, Any] = inputs) -> Planes:
+            try:
+                request.wait()
+            except RuntimeError as error:
+                raise EngineError(f"OpenVINO failed on a batch: {error}") from error
+            held.clear()  # until here the request read these arrays in place
+            return np.array(request.get_output_tensor().data[: len(batch.pixels)])
+
+        return wait
+
+
+def has_bf16() -> bool:
+    """Whether this processor computes in bf16."""
+    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def convert(onnx: Path, folder: Path) -> None:
+    """Write the graph of an ONNX file in OpenVINO's own form: weights in full precision, normalisation marked as exact.
+
+    Without the mark, bf16 would round the radiometry and the stored values to 8 bits before they are normalised.
+    """
+    try:
+        ov.save_model(ov.Core().read_model(onnx), folder / GRAPH, compress_to_fp16=False)
+    except RuntimeError as error:
+        raise EngineError(f"OpenVINO cannot read the exported graph: {error}") from error
+    document = ET.parse(folder / GRAPH)  # noqa: S314 - written by the line above
+    for layer in takewhile(lambda layer: layer.get("type") != "Convolution", document.iter("layer")):
+        _mark_exact(layer)
+    document.write(folder / GRAPH, encoding="utf-8", xml_declaration=True)
+
+
+def _mark_exact(layer: ET.Element) -> None:
+    """Give a layer the attribute that keeps it in float32; it stands behind <data>, before the ports."""
+    info = layer.find("rt_info")
+    if info is None:
+        info = ET.Element("rt_info")
+        layer.insert(0 if layer.find("data") is None else 1, info)
+    ET.SubElement(info, "attribute", {"name": "precise", "version": "0", "value": ""})

@@ -1,0 +1,106 @@
+"""The graph that is compiled: a scene's own integers in, finished uint8 planes out.
+
+pixels, valid, scale, offset ──► value = stored * scale + offset ──► (value - mean) / std ──► network ──► softmax
+                                             invalid pixels: 0, the mean ──┘             labels, confidence ◄┘
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from models.bundle import Bundle, load_module
+from models.errors import EngineError
+from models.spec import ModelSpec
+
+CONFIDENCE = 254
+"""Level of certainty: 255 stays nodata."""
+
+
+class Serve(nn.Module):
+    """A network with its normalisation before it and its decision behind it; both are computed in fp32."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float], planes: Sequence[str]) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.tensor(mean).reshape(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).reshape(-1, 1, 1), persistent=False)
+        self.planes = tuple(planes)
+
+    def forward(self, pixels: Tensor, valid: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+        """Planes (N, P, T, T), uint8, from pixels (N, C, T, T), valid (N, T, T) 0 or 1, scale (C,) and offset (C,)."""
+        return self.decide(self.logits(pixels, valid, scale, offset))
+
+    def logits(self, pixels: Tensor, valid: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+        """(N, K, T, T), float32. What is stored in invalid pixels, NaN included, has no influence."""
+        value = pixels.to(torch.float32) * scale.reshape(-1, 1, 1) + offset.reshape(-1, 1, 1)
+        x = torch.where(valid.unsqueeze(1) != 0, (value - self.mean) / self.std, 0.0)
+        return self.network(x.to(self._dtype())).to(torch.float32)  # type: ignore[no-any-return] # modules return Any
+
+    def decide(self, logits: Tensor) -> Tensor:
+        """(N, K, T, T) -> (N, P, T, T), uint8: the best class, and `round(254 p)` of its probability."""
+        best, labels = logits.max(1)
+        named = {"labels": labels}
+        if "confidence" in self.planes:
+            named["confidence"] = torch.round(CONFIDENCE / torch.exp(logits - best.unsqueeze(1)).sum(1))
+        return torch.stack([named[name].to(torch.uint8) for name in self.planes], 1)
+
+    def _dtype(self) -> torch.dtype:
+        return next((weight.dtype for weight in self.network.parameters()), torch.float32)
+
+
+def serve_network(network: nn.Module, spec: ModelSpec) -> Serve:
+    """`network` between the normalisation and the planes of `spec`, in eval mode."""
+    mean, std = zip(*((band.mean, band.std) for band in spec.bands), strict=True)
+    return Serve(network, mean, std, spec.planes).eval()
+
+
+def served(bundle: Bundle) -> Serve:
+    """What is compiled: the bundle's network in fp32, its batch normalisation folded into the convolutions."""
+    return serve_network(folded(load_module(bundle), len(bundle.spec.bands)), bundle.spec)
+
+
+def folded(network: nn.Module, bands: int) -> nn.Module:
+    """A copy in which each convolution has absorbed the batch normalisation declared right behind it.
+
+    That neighbours in declaration are neighbours in computation is checked: the copy must give the same logits.
+
+    Raises:
+        EngineError: it does not.
+    """
+    network = copy.deepcopy(network).eval()
+    exact, original = copy.deepcopy(network).double(), copy.deepcopy(network).double()
+    _fold(network)
+    _fold(exact)
+    x = torch.randn(1, bands, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected, found = original(x), exact(x)
+    if not torch.allclose(expected, found, rtol=1e-9, atol=1e-9 * float(expected.abs().max())):
+        raise EngineError(
+            "folding batch normalisation changes this network: each BatchNorm2d must stand right behind the "
+            "convolution that it normalises"
+        )
+    return network
+
+
+def _fold(network: nn.Module) -> None:
+    for parent, first, second in _pairs(network):
+        conv, norm = getattr(parent, first), getattr(parent, second)
+        setattr(parent, first, fuse_conv_bn_eval(conv, norm, transpose=isinstance(conv, nn.ConvTranspose2d)))
+        setattr(parent, second, nn.Identity())
+
+
+def _pairs(network: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
+    """Parent and names of each convolution that is followed by a batch normalisation of its channels."""
+    for parent in list(network.modules()):
+        children = list(parent.named_children())
+        for (first, conv), (second, norm) in pairwise(children):
+            convolution = isinstance(conv, nn.Conv2d | nn.ConvTranspose2d)
+            if convolution and isinstance(norm, nn.BatchNorm2d) and norm.num_features == conv.out_channels:
+                yield parent, first, second

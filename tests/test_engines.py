@@ -1,0 +1,225 @@
+import logging
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from drawn_bundle import draw_bundle
+
+from models.engines import prepare as preparing
+from models.engines.base import Batch, EngineRecord, EngineRequest, overlapped, padded
+from models.engines.cache import Cache
+from models.engines.load import load_engine
+from models.engines.prepare import candidates, engine_fields, prepare
+from models.engines.torch import predict
+from models.errors import EngineError
+from models.serve import served
+
+REQUEST = EngineRequest("openvino", "fp32", tile=64, dtype="uint8", batch=2, threads=1)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return draw_bundle(tmp_path_factory.mktemp("bundle") / "b")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache") / "c"
+
+
+@pytest.fixture(scope="module")
+def record(bundle, cache):
+    return prepare(bundle.path, REQUEST, cache)
+
+
+def tiles(count, seed=0):
+    rng = np.random.default_rng(seed)
+    pixels, valid = rng.integers(0, 256, (count, 3, 64, 64), np.uint8), rng.random((count, 64, 64)) > 0.1
+    return Batch(pixels, valid, np.ones(3, np.float32), np.zeros(3, np.float32))
+
+
+def cut(batch, size):
+    for i in range(0, len(batch.pixels), size):
+        yield replace(batch, pixels=batch.pixels[i : i + size], valid=batch.valid[i : i + size])
+
+
+def in_fresh_process(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_records_survive_json(record):
+    assert EngineRecord.from_json(record.to_json()) == record
+    assert record.request == REQUEST
+
+
+def test_a_record_says_what_the_engine_is_and_costs(record, bundle):
+    assert (record.backend, record.precision, record.tile, record.batch) == ("openvino", "fp32", 64, 2)
+    assert "openvino 20" in record.version
+    assert record.bundle == bundle.digest
+    assert 50e6 < record.peak_bytes < 1e9
+    assert 0 < record.seconds_per_tile < 10
+    assert record.parity["probes"] == 20
+    assert record.parity["reasons"] == []
+
+
+def test_openvino_gives_the_planes_of_eager_pytorch_also_for_a_short_batch(record, bundle, cache):
+    batch = tiles(3)
+    planes = list(load_engine(bundle.path, record, cache).map(cut(batch, 2)))
+    assert [part.shape for part in planes] == [(2, 2, 64, 64), (1, 2, 64, 64)]
+    expected = predict(served(bundle), batch)
+    assert len(np.unique(expected[:, 0])) > 1
+    np.testing.assert_array_equal(np.concatenate(planes)[:, 0], expected[:, 0])
+    assert np.abs(np.concatenate(planes)[:, 1].astype(int) - expected[:, 1]).max() <= 1
+
+
+def test_a_tiles_planes_depend_neither_on_its_batch_nor_on_the_process(record, bundle, cache):
+    batch, engine = tiles(4), load_engine(bundle.path, record, cache)
+    alone = np.concatenate(list(engine.map(cut(batch, 1))))
+    paired = np.concatenate(list(engine.map(cut(batch, 2))))
+    backwards = np.concatenate(list(load_engine(bundle.path, record, cache).map(list(cut(batch, 1))[::-1])))
+    np.testing.assert_array_equal(paired, alone)
+    np.testing.assert_array_equal(backwards[::-1], alone)
+
+
+def test_an_engine_goes_on_after_a_consumer_that_stopped_early(record, bundle, cache):
+    engine, batches = load_engine(bundle.path, record, cache), list(cut(tiles(5), 1))
+    expected = list(engine.map(batches))
+    planes = engine.map(iter(batches))
+    np.testing.assert_array_equal(next(planes), expected[0])
+    planes.close()
+    np.testing.assert_array_equal(np.concatenate(list(engine.map(batches))), np.concatenate(expected))
+
+
+def test_preparing_and_loading_openvino_loads_no_torch(record, bundle, cache):
+    code = f"""
+import sys
+from models.engines.base import EngineRequest
+from models.engines.load import load_engine
+from models.engines.prepare import prepare
+record = prepare({str(bundle.path)!r}, {REQUEST!r}, {str(cache)!r})
+print(record.digest, "openvino" in sys.modules)
+load_engine({str(bundle.path)!r}, record, {str(cache)!r})
+print("torch" in sys.modules, "onnx" in sys.modules)
+"""
+    assert in_fresh_process(code) == [record.digest, "False", "False", "False"]
+
+
+def test_the_null_engine_answers_zeros_and_is_measured_too(bundle, cache):
+    record = prepare(bundle.path, replace(REQUEST, backend="null", precision="auto"), cache)
+    assert (record.precision, record.parity) == ("fp32", None)
+    assert 10e6 < record.peak_bytes < 500e6
+    planes = list(load_engine(bundle.path, record, cache).map([tiles(2), tiles(1)]))
+    assert [part.shape for part in planes] == [(2, 2, 64, 64), (1, 2, 64, 64)]
+    assert not any(part.any() for part in planes)
+
+
+def test_the_torch_engine_gives_the_planes_of_eager_pytorch(bundle, cache):
+    record = prepare(bundle.path, replace(REQUEST, backend="torch", batch=1), cache)
+    batch = tiles(2)
+    planes = np.concatenate(list(load_engine(bundle.path, record, cache).map(cut(batch, 1))))
+    np.testing.assert_array_equal(planes[:, 0], predict(served(bundle), batch)[:, 0])
+
+
+def test_a_changed_byte_in_the_graph_is_never_loaded_but_built_again(record, bundle, cache, caplog):
+    (graph,) = (cache / "graph").glob("*/model.bin")
+    content = bytearray(graph.read_bytes())
+    graph.write_bytes(content[:1000] + bytes([content[1000] ^ 1]) + content[1001:])
+    with caplog.at_level(logging.WARNING):
+        engine = load_engine(bundle.path, record, cache)
+    assert "has changed on disk" in caplog.text
+    assert graph.read_bytes() == content
+    assert engine.record == record
+
+
+def test_a_worker_refuses_an_engine_that_it_would_make_differently(record, bundle, cache, tmp_path):
+    with pytest.raises(EngineError, match=r"would make another engine.*device 'another one', here"):
+        load_engine(bundle.path, replace(record, digest="0" * 64, device="another one"), cache)
+    other = draw_bundle(tmp_path / "other", seed=1)
+    with pytest.raises(EngineError, match="was made of bundle"):
+        load_engine(other.path, record, cache)
+
+
+def test_auto_falls_back_loudly_when_bf16_is_refused(record, bundle, cache, caplog):
+    wanted = EngineRequest("auto", "auto", tile=64, dtype="uint8", batch=2, threads=1)
+    best, second = list(candidates(wanted))[:2]
+    assert ((best.backend, best.precision), second) == (("openvino", "bf16"), REQUEST)
+
+    def refuse(folder):
+        (folder / "refused.json").write_text('{"reason": "labels 0.02 above 0.001"}')
+
+    Cache(cache).make("engine", engine_fields(bundle, best), refuse)
+    with caplog.at_level(logging.WARNING):
+        assert prepare(bundle.path, wanted, cache) == record
+    assert "openvino bf16: labels 0.02 above 0.001" in caplog.text
+    with pytest.raises(EngineError, match=r"labels 0\.02"):
+        prepare(bundle.path, best, cache)
+
+
+def test_a_failing_child_is_an_error_with_its_last_line():
+    with pytest.raises(EngineError, match=r"failed: models\.errors\.BundleError: /nowhere is no bundle"):
+        preparing._child({"job": "build", "request": {}, "bundle": "/nowhere", "cache": "/nowhere"})
+
+
+@pytest.mark.parametrize(("changes", "said"), [({"tile": 96}, "has tiles 64"), ({"dtype": "int16"}, "takes uint8")])
+def test_what_the_bundle_does_not_promise_is_refused(bundle, cache, changes, said):
+    with pytest.raises(EngineError, match=said):
+        prepare(bundle.path, replace(REQUEST, **changes), cache)
+
+
+def test_batches_that_do_not_fit_are_refused(record):
+    assert padded(tiles(1), record).pixels.shape == (2, 3, 64, 64)
+    assert not padded(tiles(1), record).valid[1].any()
+    with pytest.raises(EngineError, match="takes 1 to 2 tiles"):
+        padded(tiles(3), record)
+    with pytest.raises(EngineError, match="uint16"):
+        padded(replace(tiles(1), pixels=tiles(1).pixels.astype(np.uint16)), record)
+
+
+def test_the_next_batch_is_pulled_while_one_is_computed():
+    events = []
+
+    def batches():
+        for i in range(4):
+            events.append(f"pull {i}")
+            yield i
+
+    def start(i):
+        return lambda: events.append(f"wait {i}") or i
+
+    assert list(overlapped(batches(), start)) == [0, 1, 2, 3]
+    assert events[:4] == ["pull 0", "pull 1", "wait 0", "pull 2"]
+
+
+def test_what_was_started_is_waited_for_when_the_consumer_stops():
+    waited = []
+    planes = overlapped(range(5), lambda i: lambda: waited.append(i) or i)
+    assert next(planes) == 0
+    planes.close()
+    assert waited == [0, 1]
+
+
+def test_bf16_normalises_stored_values_in_full_precision(tmp_path):
+    """Counts around 10^4 with a small spread: rounded to 8 bits, they would lose their differences."""
+    from models.engines.openvino import OpenVINOEngine, convert, has_bf16
+    from models.export import export_onnx
+    from models.serve import Serve
+
+    if not has_bf16():
+        pytest.skip("this processor has no bf16")
+    network = torch.nn.Conv2d(1, 2, 1)
+    torch.nn.init.constant_(network.bias, 0)
+    network.weight.data = torch.tensor([1.0, -1.0]).reshape(2, 1, 1, 1)
+    serve = Serve(network, [1.0], [0.002], ("labels", "confidence")).eval()
+    convert(export_onnx(serve, tmp_path / "m.onnx", tile=32, dtype="uint16"), tmp_path)
+    pixels = np.random.default_rng(0).integers(9980, 10020, (1, 1, 32, 32)).astype(np.uint16)
+    batch = Batch(pixels, np.ones((1, 32, 32), bool), np.full(1, 1.0001e-4, np.float32), np.full(1, -1e-4, np.float32))
+    facts = {"digest": "", "version": "", "device": "", "bundle": "", "peak_bytes": 0, "seconds_per_tile": 0.0}
+    asked = {"backend": "openvino", "precision": "bf16", "tile": 32, "batch": 1, "dtype": "uint16", "threads": 1}
+    (planes,) = OpenVINOEngine(EngineRecord(**facts, **asked, parity=None), tmp_path).map([batch])
+    np.testing.assert_array_equal(planes[:, 0], predict(serve, batch)[:, 0])
+    assert np.abs(planes[:, 1].astype(int) - predict(serve, batch)[:, 1]).max() <= 2
