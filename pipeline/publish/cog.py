@@ -1,0 +1,215 @@
+"""Planes of a mask store as cloud-optimised GeoTIFFs that any GIS opens with the right colours, names and place."""
+
+import errno
+import warnings
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+import rasterio.shutil
+import zarr
+from rasterio.crs import CRS
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.windows import Window as RasterWindow
+
+from models.spec import NODATA, Class
+from pipeline.errors import OutputError
+from pipeline.georef import Georef
+from pipeline.grid import Window
+from pipeline.publish.classes import rgb
+from pipeline.publish.files import SIDECAR, replacing
+from pipeline.store import read_plane
+
+CONFIDENCE_STEPS = 254
+"""A stored confidence of 254 is a probability of 1, so that 255 stays nodata."""
+
+_BLOCK = 512
+"""Edge of the COG's own tiles, in pixels."""
+_PART = 4096
+"""Columns that are read at once."""
+_THREADS = 1
+"""Two make GDAL take 100 MB more; the planes of a scene are written side by side anyway."""
+
+Colour = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What a GIS is told about one plane."""
+
+    description: str
+    resampling: str
+    """How overviews are made."""
+    scale: float = 1.0
+    """Physical value of a stored 1."""
+    palette: dict[int, Colour] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
+    """Class names, by value from 0."""
+
+
+def _look(plane: str, classes: Sequence[Class]) -> _Look:
+    if plane != "labels":
+        return _Look(f"{plane}: probability, stored x {CONFIDENCE_STEPS}", "AVERAGE", scale=1 / CONFIDENCE_STEPS)
+    palette: dict[int, Colour] = {entry.id: (*rgb(entry), 255) for entry in classes}
+    palette[NODATA] = (0, 0, 0, 0)
+    names = tuple(entry.name for entry in classes)
+    return _Look("labels: class of each pixel", "MODE", palette=palette, names=names)
+
+
+def write_cog(
+    mask_store: Path,
+    plane: str,
+    out: Path,
+    *,
+    georef: Georef,
+    classes: Sequence[Class],
+    attribution: str,
+    cache_mb: int = 64,
+) -> None:
+    """Write `plane` of `mask_store`, pixel for pixel, as a COG with the georeference of its scene and nodata 255.
+
+    Labels carry their palette and class names, probabilities their scale. The same store gives the same bytes. What
+    was written is read back and compared before it is published.
+    Memory: a row of chunks of one shard, GDAL's cache of `cache_mb` MiB, and what GDAL needs beside. Disk: about
+    the result once more.
+
+    Raises:
+        OutputError: `out` cannot be written.
+        VerifyError: a stored chunk is corrupt.
+    """
+    look = _look(plane, classes)
+    with replacing(out) as draft, _gdal(out, cache_mb):
+        flat = draft.with_name("flat.tif")
+        _write_flat(mask_store, plane, flat, look=look, georef=georef, attribution=attribution)
+        if look.names:
+            _write_names(Path(f"{flat}{SIDECAR}"), look.names)
+        rasterio.shutil.copy(
+            str(flat),
+            str(draft),
+            driver="COG",
+            blocksize=_BLOCK,
+            compress="DEFLATE",
+            bigtiff="IF_SAFER",
+            overview_resampling=look.resampling,
+            num_threads=_THREADS,
+        )
+        flat.unlink()
+        _check(draft, mask_store, plane)
+
+
+@contextmanager
+def _gdal(out: Path, cache_mb: int) -> Iterator[None]:
+    """GDAL with a capped cache and with sidecars, whatever the reading side chose; its errors become ours."""
+    try:
+        # In bytes: rasterio hands this number to GDAL's cache without GDAL's own rule for small numbers.
+        with rasterio.Env(GDAL_CACHEMAX=cache_mb << 20, GDAL_PAM_ENABLED=True, GDAL_NUM_THREADS=_THREADS):
+            yield
+    except (RasterioError, rasterio._err.CPLE_BaseError) as error:  # noqa: SLF001 - rasterio raises these unwrapped
+        raise OutputError(f"{out} cannot be written: {error}. Choose an output folder with rights and space") from error
+
+
+def _write_flat(mask_store: Path, plane: str, flat: Path, *, look: _Look, georef: Georef, attribution: str) -> None:
+    """A tiled GeoTIFF without overviews: the COG driver copies only from a finished file."""
+    stored = _stored(mask_store, plane)
+    height, width = stored.shape
+    with _create(flat, stored, georef) as dataset:
+        _describe(dataset, look, georef, attribution)
+        for window in _parts(height, width, stored.chunks[0]):
+            dataset.write(read_plane(mask_store, plane, window), 1, window=_raster(window))
+
+
+def _stored(mask_store: Path, plane: str) -> Any:
+    return zarr.open_array(mask_store, path=plane, mode="r")
+
+
+def _parts(height: int, width: int, chunk: int) -> Iterator[Window]:
+    """Whole chunks, `chunk` rows and about `_PART` columns at once."""
+    cols = chunk * max(1, _PART // chunk)
+    for row in range(0, height, chunk):
+        for col in range(0, width, cols):
+            yield Window(row, col, min(chunk, height - row), min(cols, width - col))
+
+
+def _raster(window: Window) -> RasterWindow:
+    return RasterWindow(window.col, window.row, window.width, window.height)
+
+
+def _check(draft: Path, mask_store: Path, plane: str) -> None:
+    """Read all of a finished COG: GDAL does not report a disk that fills up while its last bytes are written."""
+    chunk = _stored(mask_store, plane).chunks[0]
+    with _open(draft) as cog:
+        overviews = len(cog.overviews(1))
+        for window in _parts(cog.height, cog.width, chunk):
+            if not np.array_equal(cog.read(1, window=_raster(window)), read_plane(mask_store, plane, window)):
+                raise OSError(errno.EIO, "what was written is not what is stored")
+    for level in range(overviews):
+        with _open(draft, overview_level=level) as cog:
+            for window in _parts(cog.height, cog.width, _BLOCK):
+                cog.read(1, window=_raster(window))
+
+
+def _create(flat: Path, stored: Any, georef: Georef) -> Any:
+    height, width = stored.shape
+    tile = _tile(stored.chunks[0])
+    place: dict[str, Any] = {}
+    if georef.crs is not None:
+        place["crs"] = CRS.from_wkt(georef.crs)
+    if georef.transform is not None:
+        place["transform"] = rasterio.Affine(*georef.transform)
+    return _open(
+        flat,
+        "w",
+        driver="GTiff",
+        height=height,
+        width=width,
+        count=1,
+        dtype="uint8",
+        nodata=NODATA,
+        tiled=True,
+        blockxsize=tile,
+        blockysize=tile,
+        compress="DEFLATE",
+        zlevel=1,
+        bigtiff="IF_SAFER",
+        **place,
+    )
+
+
+def _open(path: Path, *mode: str, **profile: Any) -> Any:
+    """A dataset that may well have no place on the Earth."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        return rasterio.open(path, *mode, **profile)
+
+
+def _tile(chunk: int) -> int:
+    """The largest tile up to 1024 that divides a chunk: each tile is compressed once, not rewritten in part."""
+    return max((tile for tile in range(16, 1025, 16) if chunk % tile == 0), default=_BLOCK)
+
+
+def _describe(dataset: Any, look: _Look, georef: Georef, attribution: str) -> None:
+    if georef.pixel_is_point:
+        dataset.update_tags(AREA_OR_POINT="Point")
+    if attribution:
+        dataset.update_tags(TIFFTAG_COPYRIGHT=attribution)
+    dataset.set_band_description(1, look.description)
+    if look.palette:
+        dataset.write_colormap(1, look.palette)
+        dataset.update_tags(1, **{f"CLASS_{value}": name for value, name in enumerate(look.names)})
+    else:
+        dataset.scales = (look.scale,)
+
+
+def _write_names(sidecar: Path, names: Sequence[str]) -> None:
+    """Class names as GDAL keeps them, beside the file: GeoTIFF has no place for them, rasterio no call."""
+    root = ET.Element("PAMDataset")
+    band = ET.SubElement(root, "PAMRasterBand", band="1")
+    categories = ET.SubElement(band, "CategoryNames")
+    for name in names:
+        ET.SubElement(categories, "Category").text = name
+    ET.ElementTree(root).write(sidecar, encoding="utf-8")

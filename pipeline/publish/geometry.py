@@ -1,0 +1,49 @@
+"""Footprints as GeoJSON wants them: inside -180..180, counter-clockwise, cut at the antimeridian."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import shapely
+from shapely.affinity import translate
+from shapely.geometry import MultiPolygon, Polygon, box, mapping
+
+_DIGITS = 7
+"""Decimals of a degree: about a centimetre."""
+
+Point = tuple[float, float]
+
+
+def geojson(ring: Sequence[Point]) -> tuple[dict[str, object], list[float]]:
+    """Geometry and `[west, south, east, north]` of a closed ring of `(longitude, latitude)`.
+
+    Neighbours in the ring lie less than 180 degrees apart. Across the antimeridian west is greater than east
+    (RFC 7946, section 5.2); around a pole the geometry is the band from the ring's farthest latitude to the pole.
+    """
+    parts = [part.simplify(10**-_DIGITS) for part in _parts(_outline(ring))]
+    shape = MultiPolygon(parts) if len(parts) > 1 else parts[0]
+    # The westernmost part of a cut footprint is the one that ends at +180.
+    west = max(part.bounds[0] for part in parts)
+    east = min(part.bounds[2] for part in parts)
+    _, south, _, north = shape.bounds
+    rounded = shapely.transform(shape, lambda points: np.round(points, _DIGITS))
+    return mapping(rounded), [round(value, _DIGITS) for value in (west, south, east, north)]
+
+
+def _outline(ring: Sequence[Point]) -> Polygon:
+    lon, lat = np.array(ring, np.float64).T
+    lon = np.unwrap(lon, period=360)
+    if abs(lon[-1] - lon[0]) > 180:
+        pole = 90.0 if lat.mean() > 0 else -90.0
+        far = float(lat.min() if pole > 0 else lat.max())
+        return box(-180, min(far, pole), 180, max(far, pole))
+    return Polygon(np.column_stack([lon, lat]))
+
+
+def _parts(outline: Polygon) -> list[Polygon]:
+    """The outline cut at every antimeridian that it crosses, each part moved into -180..180."""
+    parts = []
+    for turn in (-360, 0, 360):
+        inside = outline.intersection(box(turn - 180, -90, turn + 180, 90))
+        polygons = [part for part in getattr(inside, "geoms", [inside]) if isinstance(part, Polygon) and part.area > 0]
+        parts += [shapely.geometry.polygon.orient(translate(part, xoff=-turn)) for part in polygons]
+    return parts
