@@ -82,6 +82,16 @@ def test_crs_transform_and_pixel_meaning_are_those_of_the_scene(tmp_path, kind):
         assert (mask.tags().get("AREA_OR_POINT") == "Point") == georef.pixel_is_point
 
 
+@pytest.mark.parametrize("plane", ["labels", "confidence"])
+def test_a_crs_that_geotiff_cannot_hold_is_kept_beside_the_names(tmp_path, plane):
+    rotated_pole = CRS.from_proj4("+proj=ob_tran +o_proj=longlat +lon_0=18 +o_lon_p=0 +o_lat_p=39.25 +R=6371229")
+    georef = Georef(rotated_pole.to_wkt(version="WKT2_2019"), (0.5, 0.0, 10.0, 0.0, -0.5, 20.0))
+    out = written(tmp_path, drawn(), georef, plane)
+    with rasterio.open(out) as mask:
+        assert mask.crs == rotated_pole
+    assert ("<Category>building</Category>" in Path(f"{out}.aux.xml").read_text()) == (plane == "labels")
+
+
 def test_a_scene_without_georeference_gets_none(tmp_path):
     out = written(tmp_path, drawn(), NOWHERE)
     with pytest.warns(NotGeoreferencedWarning):

@@ -206,9 +206,14 @@ def _describe(dataset: Any, look: _Look, georef: Georef, attribution: str) -> No
 
 
 def _write_names(sidecar: Path, names: Sequence[str]) -> None:
-    """Class names as GDAL keeps them, beside the file: GeoTIFF has no place for them, rasterio no call."""
-    root = ET.Element("PAMDataset")
-    band = ET.SubElement(root, "PAMRasterBand", band="1")
+    """Class names as GDAL keeps them, beside the file: GeoTIFF has no place for them, rasterio no call.
+
+    A sidecar that is there already holds a CRS that GeoTIFF has no place for either: it is added to.
+    """
+    root = ET.parse(sidecar).getroot() if sidecar.exists() else ET.Element("PAMDataset")  # noqa: S314 - GDAL wrote it
+    band = root.find("PAMRasterBand[@band='1']")
+    if band is None:
+        band = ET.SubElement(root, "PAMRasterBand", band="1")
     categories = ET.SubElement(band, "CategoryNames")
     for name in names:
         ET.SubElement(categories, "Category").text = name
