@@ -8,6 +8,8 @@ from models.bundle import save_bundle
 from models.segmenter import segmenter_from_spec
 from models.spec import Architecture, Band, Class, ModelSpec
 
+torch.set_num_threads(1)  # networks this small lose more by waiting for helpers than they gain
+
 
 def drawn_spec(**changes):
     bands = tuple(Band(name=name, low=0, high=255, mean=100 + 10 * i, std=50) for i, name in enumerate("rgb"))

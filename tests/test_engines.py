@@ -15,7 +15,7 @@ from models.engines.load import load_engine
 from models.engines.prepare import candidates, engine_fields, prepare
 from models.engines.torch import predict
 from models.errors import EngineError
-from models.serve import served
+from models.serve import Serve, served
 
 REQUEST = EngineRequest("openvino", "fp32", tile=64, dtype="uint8", batch=2, threads=1)
 
@@ -28,11 +28,6 @@ def bundle(tmp_path_factory):
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache") / "c"
-
-
-@pytest.fixture(scope="module")
-def record(bundle, cache):
-    return prepare(bundle.path, REQUEST, cache)
 
 
 def tiles(count, seed=0):
@@ -49,7 +44,24 @@ def cut(batch, size):
 def in_fresh_process(code):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
-    return done.stdout.split()
+    return done.stdout.splitlines()
+
+
+@pytest.fixture(scope="module")
+def prepared(bundle, cache):
+    """What a process says that has the engine built: the record, and whether it loaded torch or OpenVINO itself."""
+    return in_fresh_process(f"""
+import sys
+from models.engines.base import EngineRequest
+from models.engines.prepare import prepare
+print(prepare({str(bundle.path)!r}, {REQUEST!r}, {str(cache)!r}).to_json())
+print({{"torch", "onnx", "openvino"}} & set(sys.modules))
+""")
+
+
+@pytest.fixture(scope="module")
+def record(prepared):
+    return EngineRecord.from_json(prepared[0])
 
 
 def test_records_survive_json(record):
@@ -95,18 +107,23 @@ def test_an_engine_goes_on_after_a_consumer_that_stopped_early(record, bundle, c
     np.testing.assert_array_equal(np.concatenate(list(engine.map(batches))), np.concatenate(expected))
 
 
-def test_preparing_and_loading_openvino_loads_no_torch(record, bundle, cache):
+def test_having_an_engine_built_loads_neither_torch_nor_openvino(prepared):
+    assert prepared[1] == "set()"
+
+
+def test_loading_openvino_loads_no_torch(record, bundle, cache):
     code = f"""
 import sys
-from models.engines.base import EngineRequest
+from models.engines.base import EngineRecord
 from models.engines.load import load_engine
-from models.engines.prepare import prepare
-record = prepare({str(bundle.path)!r}, {REQUEST!r}, {str(cache)!r})
-print(record.digest, "openvino" in sys.modules)
-load_engine({str(bundle.path)!r}, record, {str(cache)!r})
-print("torch" in sys.modules, "onnx" in sys.modules)
+load_engine({str(bundle.path)!r}, EngineRecord.from_json({record.to_json()!r}), {str(cache)!r})
+print({{"torch", "onnx", "openvino"}} & set(sys.modules))
 """
-    assert in_fresh_process(code) == [record.digest, "False", "False", "False"]
+    assert in_fresh_process(code) == ["{'openvino'}"]
+
+
+def test_an_engine_is_built_and_measured_once(record, bundle, cache):
+    assert prepare(bundle.path, REQUEST, cache) == record
 
 
 def test_the_null_engine_answers_zeros_and_is_measured_too(bundle, cache):
@@ -203,23 +220,44 @@ def test_what_was_started_is_waited_for_when_the_consumer_stops():
     assert waited == [0, 1]
 
 
-def test_bf16_normalises_stored_values_in_full_precision(tmp_path):
-    """Counts around 10^4 with a small spread: rounded to 8 bits, they would lose their differences."""
+def compiled(folder, serve, dtype, precision):
     from models.engines.openvino import OpenVINOEngine, convert, has_bf16
     from models.export import export_onnx
-    from models.serve import Serve
 
-    if not has_bf16():
+    if precision == "bf16" and not has_bf16():
         pytest.skip("this processor has no bf16")
-    network = torch.nn.Conv2d(1, 2, 1)
-    torch.nn.init.constant_(network.bias, 0)
-    network.weight.data = torch.tensor([1.0, -1.0]).reshape(2, 1, 1, 1)
-    serve = Serve(network, [1.0], [0.002], ("labels", "confidence")).eval()
-    convert(export_onnx(serve, tmp_path / "m.onnx", tile=32, dtype="uint16"), tmp_path)
-    pixels = np.random.default_rng(0).integers(9980, 10020, (1, 1, 32, 32)).astype(np.uint16)
-    batch = Batch(pixels, np.ones((1, 32, 32), bool), np.full(1, 1.0001e-4, np.float32), np.full(1, -1e-4, np.float32))
+    convert(export_onnx(serve, folder / "m.onnx", tile=64, dtype=dtype), folder)
     facts = {"digest": "", "version": "", "device": "", "bundle": "", "peak_bytes": 0, "seconds_per_tile": 0.0}
-    asked = {"backend": "openvino", "precision": "bf16", "tile": 32, "batch": 1, "dtype": "uint16", "threads": 1}
-    (planes,) = OpenVINOEngine(EngineRecord(**facts, **asked, parity=None), tmp_path).map([batch])
-    np.testing.assert_array_equal(planes[:, 0], predict(serve, batch)[:, 0])
-    assert np.abs(planes[:, 1].astype(int) - predict(serve, batch)[:, 1]).max() <= 2
+    asked = {"backend": "openvino", "precision": precision, "tile": 64, "batch": 1, "dtype": dtype, "threads": 1}
+    return OpenVINOEngine(EngineRecord(**facts, **asked, parity=None), folder)
+
+
+def test_bf16_normalises_stored_values_in_full_precision(tmp_path):
+    """Counts around 10^4 with a small spread: rounded to 8 bits, they would lose their differences."""
+    network = torch.nn.Conv2d(1, 2, 1)
+    network.weight.data = torch.tensor([1.0, -1.0]).reshape(2, 1, 1, 1)
+    torch.nn.init.zeros_(network.bias)
+    serve = Serve(network, [1.0], [0.002], ("labels", "confidence")).eval()
+    pixels = np.random.default_rng(0).integers(9980, 10020, (1, 1, 64, 64)).astype(np.uint16)
+    batch = Batch(pixels, np.ones((1, 64, 64), bool), np.full(1, 1.0001e-4, np.float32), np.full(1, -1e-4, np.float32))
+    (planes,) = compiled(tmp_path, serve, "uint16", "bf16").map([batch])
+    expected = predict(serve, batch)
+    np.testing.assert_array_equal(planes[:, 0], expected[:, 0])
+    assert np.abs(planes[:, 1].astype(int) - expected[:, 1]).max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("dtype", "poison", "precision"),
+    [("float32", np.nan, "bf16"), ("float32", np.inf, "fp32"), ("int16", -9999, "fp32")],
+)
+def test_what_invalid_pixels_store_reaches_nobody_in_openvino(tmp_path, dtype, poison, precision):
+    torch.manual_seed(0)
+    serve = Serve(torch.nn.Conv2d(3, 3, 3, padding=1), [100.0] * 3, [50.0] * 3, ("labels", "confidence")).eval()
+    clean = tiles(1)
+    pixels = np.where(clean.valid[:, None], clean.pixels, 100).astype(dtype)
+    poisoned = np.where(clean.valid[:, None], clean.pixels, poison).astype(dtype)
+    everywhere = replace(clean, pixels=pixels, valid=np.ones_like(clean.valid))
+    engine = compiled(tmp_path, serve, dtype, precision)
+    expected, found = engine.map([everywhere, replace(clean, pixels=poisoned)])
+    np.testing.assert_array_equal(found, expected)
+    assert len(np.unique(found[:, 0])) == 3
