@@ -4,12 +4,12 @@ A `ModelSpec` travels in every bundle as `spec.json`. It holds no weights and im
 run costs nothing.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-SCHEMA = 1
-NODATA = 255
+SCHEMA: Final = 1
+NODATA: Final = 255
 """The value of every uint8 plane where the scene is invalid; never a class."""
 
 DType = Literal["uint8", "uint16", "int16", "float32"]

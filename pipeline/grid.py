@@ -194,18 +194,23 @@ class TileGrid:
         assert clipped is not None  # noqa: S101 - every tile overlaps the scene
         return clipped
 
-    @property
-    def tiles(self) -> int:
-        """Tiles that the network runs: cores, less those whose tile another core shares."""
+    def tiles(self, block: int | None = None) -> int:
+        """Tiles that the network runs with blocks of `block` pixels (None: the whole scene is one block).
+
+        Cores of one block that read the same tile share its answer; this happens where tiles were moved inward.
+        """
+        per_block = max(self.shape) if block is None else block // self.core
         down, across = (
-            len({self._cut(i, length, extent)[2] for i in range(n)})
-            for n, length, extent in zip(
+            sum(
+                len({self._cut(i, length, extent)[2] for i in range(first, min(first + per_block, count))})
+                for first in range(0, count, per_block)
+            )
+            for count, length, extent in zip(
                 self.shape, (self.height, self.width), (self.extent.height, self.extent.width), strict=True
             )
         )
         return down * across
 
-    @property
-    def overhead(self) -> float:
-        """Network input pixels per scene pixel."""
-        return self.tiles * self.tile**2 / (self.height * self.width)
+    def overhead(self, block: int | None = None) -> float:
+        """Network input pixels per scene pixel, with blocks of `block` pixels."""
+        return self.tiles(block) * self.tile**2 / (self.height * self.width)

@@ -73,19 +73,22 @@ def test_the_source_of_a_block_holds_every_scene_pixel_that_its_tiles_read(grid)
             assert source.contains(inside)
 
 
-@given(grids)
-def test_tiles_counts_the_distinct_tiles(grid):
-    assert grid.tiles == len({core.tile for core in grid.cores(grid.scene)})
+@given(grids, st.integers(1, 4))
+def test_tiles_counts_the_distinct_tiles_of_each_block(grid, k):
+    edge = k * grid.core
+    distinct = [{core.tile for core in grid.cores(block)} for block in grid.blocks(edge)]
+    assert grid.tiles(edge) == sum(map(len, distinct))
+    assert grid.tiles() == len({core.tile for core in grid.cores(grid.scene)})
 
 
 def test_the_overhead_of_tile_1152_and_halo_64_tends_to_1_27():
-    assert TileGrid(102400, 102400, tile=1152, halo=64).overhead == pytest.approx(1.27, abs=0.005)
+    assert TileGrid(102400, 102400, tile=1152, halo=64).overhead() == pytest.approx(1.27, abs=0.005)
 
 
 def test_a_scene_of_one_tile_runs_one_tile():
     grid = TileGrid(256, 256, tile=256, halo=64)
     assert grid.shape == (2, 2)
-    assert grid.tiles == 1
+    assert grid.tiles() == 1
 
 
 def test_a_block_that_cuts_a_core_is_refused():
