@@ -18,22 +18,11 @@ Floats = NDArray[np.float64]
 _EDGE_POINTS = 21
 """Points of the footprint on each of the four edges: a straight edge is curved in longitude and latitude."""
 
-_CONVENTIONS = (
-    {
-        "name": "proj:",
-        "uuid": "f17cb550-5864-4468-aeb7-f3180cfb622f",
-        "schema_url": "https://raw.githubusercontent.com/zarr-experimental/geo-proj/refs/tags/v1/schema.json",
-        "spec_url": "https://github.com/zarr-experimental/geo-proj/blob/v1/README.md",
-        "description": "Coordinate reference system information for geospatial data",
-    },
-    {
-        "name": "spatial:",
-        "uuid": "689b58e2-cf7b-45e0-9fff-9cfc0883d6b4",
-        "schema_url": "https://raw.githubusercontent.com/zarr-conventions/spatial/refs/tags/v1/schema.json",
-        "spec_url": "https://github.com/zarr-conventions/spatial/blob/v1/README.md",
-        "description": "Spatial coordinate information",
-    },
-)
+_CONVENTIONS = {
+    "proj": ("f17cb550-5864-4468-aeb7-f3180cfb622f", "Coordinate reference system information for geospatial data"),
+    "spatial": ("689b58e2-cf7b-45e0-9fff-9cfc0883d6b4", "Spatial coordinate information"),
+}
+"""GeoZarr's conventions by name: identifier and description."""
 
 
 @dataclass(frozen=True)
@@ -120,17 +109,21 @@ class Georef:
         return math.sqrt(float(area)) if area is not None and 0 < area < math.inf else None
 
     def attributes(self, height: int, width: int) -> dict[str, object]:
-        """Attributes of a zarr group of arrays (..., `height`, `width`), after GeoZarr's `proj:` and `spatial:`."""
-        conventions = [c for c, used in zip(_CONVENTIONS, (self.crs is not None, True), strict=True) if used]
+        """Attributes of a zarr group of arrays (..., `height`, `width`), after GeoZarr's `proj:` and `spatial:`.
+
+        `proj:` allows either a code or WKT; the code does not give the very same WKT back, so that stands beside it.
+        """
+        names = ["spatial"] if self.crs is None else ["proj", "spatial"]
         attributes: dict[str, object] = {
-            "zarr_conventions": [dict(convention) for convention in conventions],
+            "zarr_conventions": [_convention(name) for name in names],
             "spatial:dimensions": ["y", "x"],
             "spatial:shape": [height, width],
             "spatial:registration": "pixel",
             "widefield:pixel_is_point": self.pixel_is_point,
         }
         if self.crs is not None:
-            attributes |= {"proj:wkt2": self.crs} | ({"proj:code": code} if (code := authority_code(self.crs)) else {})
+            code = _authority_code(self.crs)
+            attributes |= {"proj:code": code, "widefield:wkt2": self.crs} if code else {"proj:wkt2": self.crs}
         if self.transform is not None:
             attributes |= {
                 "spatial:transform": list(self.transform),
@@ -141,12 +134,19 @@ class Georef:
     @classmethod
     def from_attributes(cls, attributes: Mapping[str, Any]) -> Self:
         """The georeference that `attributes` wrote: `from_attributes(g.attributes(h, w)) == g`."""
-        crs, transform = attributes.get("proj:wkt2"), attributes.get("spatial:transform")
+        crs = attributes.get("widefield:wkt2") or attributes.get("proj:wkt2") or attributes.get("proj:code")
+        transform = attributes.get("spatial:transform")
         return cls(
             crs=None if crs is None else str(crs),
             transform=None if transform is None else _affine(transform),
             pixel_is_point=bool(attributes.get("widefield:pixel_is_point", False)),
         )
+
+
+def _convention(name: str) -> dict[str, str]:
+    identifier, description = _CONVENTIONS[name]
+    home = f"https://github.com/zarr-conventions/{name}/blob/v0.1/README.md"
+    return {"name": name, "uuid": identifier, "spec_url": home, "description": description}
 
 
 def _affine(values: Iterable[Any]) -> Affine6:
@@ -155,7 +155,7 @@ def _affine(values: Iterable[Any]) -> Affine6:
 
 
 @functools.lru_cache(maxsize=64)
-def authority_code(crs: str) -> str | None:
+def _authority_code(crs: str) -> str | None:
     """`EPSG:32636` for a CRS that is exactly a registered one, else None."""
     try:
         authority = pyproj.CRS.from_user_input(crs).to_authority(min_confidence=100)

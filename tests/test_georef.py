@@ -6,7 +6,7 @@ import pyproj
 import pytest
 from affine import Affine
 
-from pipeline.georef import Georef, authority_code
+from pipeline.georef import Georef
 from pipeline.grid import Window
 
 ALBERS = "+proj=aea +lat_1=29.5 +lat_2=45.5 +lat_0=23 +lon_0=-96 +datum=NAD83 +units=m"
@@ -95,10 +95,13 @@ def test_attributes_and_back_is_the_same_georeference(name):
 def test_attributes_follow_the_conventions():
     attributes = place(*PLACES["utm"]).attributes(20, 10)
     assert attributes["proj:code"] == "EPSG:32633"
+    assert "proj:wkt2" not in attributes
+    assert "proj:code" not in place(*PLACES["albers"]).attributes(20, 10)
+    assert attributes["spatial:dimensions"] == ["y", "x"]
     assert attributes["spatial:shape"] == [20, 10]
     assert attributes["spatial:bbox"] == [300000, 5899800, 300100, 5900000]
-    assert [c["name"] for c in attributes["zarr_conventions"]] == ["proj:", "spatial:"]
-    assert authority_code(pyproj.CRS(ALBERS).to_wkt()) is None
+    assert attributes["spatial:transform"] == [10, 0, 300000, 0, -10, 5900000]
+    assert [c["name"] for c in attributes["zarr_conventions"]] == ["proj", "spatial"]
 
 
 @pytest.mark.parametrize("transform", [(math.nan, 0, 0, 0, 1, 0), (1, 0, math.inf, 0, 1, 0), (1, 1, 0, 1, 1, 0)])
