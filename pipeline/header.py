@@ -60,10 +60,14 @@ class Mask:
     def valid(self, pixels: Pixels, outside: NDArray[np.uint8] | None) -> Valid:
         """(H, W) from `pixels` (C, H, W) and the file's masks (M, H, W), 0 = invalid."""
         valid = np.ones(pixels.shape[1:], np.bool_) if outside is None else (outside != 0).all(axis=0)
-        if self.nodata is not None:
-            valid &= (pixels != self.nodata).any(axis=0)
+        if self.nodata is not None:  # band by band: no temporary of all bands
+            empty = np.ones_like(valid)
+            for band, nodata in zip(pixels, self.nodata, strict=True):
+                empty &= band == nodata
+            valid &= ~empty
         if pixels.dtype.kind == "f":
-            valid &= np.isfinite(pixels).all(axis=0)
+            for band in pixels:
+                valid &= np.isfinite(band)
         return valid
 
 
