@@ -1,0 +1,384 @@
+"""A run, frozen before anything starts: its blocks, its cost, and whether it can work at all.
+
+`make_plan` reads no pixels. The plan is written beside the output, and a task carries the path of that file: what a
+worker does is decided here, once.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from models.engines.base import EngineRecord
+from models.spec import ModelSpec
+from pipeline import resources
+from pipeline.errors import PlanError
+from pipeline.georef import Georef
+from pipeline.grid import TileGrid, Window
+from pipeline.scene import Radiometry, Scene, SceneAddress
+
+SCHEMA = 1
+BLOCK_CORES = 4
+"""Cores along the edge of a default block: large enough that reading its rim costs little."""
+TASK_SECONDS = 15.0
+"""Wanted length of a task on a CPU."""
+GDAL_CACHE = 64 * 2**20
+"""Bytes of decoded source blocks that GDAL may keep in each process."""
+SLACK = 160 * 2**20
+"""Bytes for what is not counted one by one: zarr's buffers, report pages, the allocator's fragmentation."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a run takes, known before it starts."""
+
+    tiles: int
+    """Tiles that the engine will run."""
+    overhead: float
+    """Network input pixels per scene pixel."""
+    blocks: int
+    tasks: int
+    staged_bytes: int
+    """Upper bound of image.zarr; 0 without staging."""
+    read_bytes: int
+    """Decoded bytes that workers read, rims of blocks included."""
+    written_bytes: int
+    """Upper bound of what is written: the store, the outputs, and temporary files while they are made."""
+    free_bytes: int
+    """Free on the output's disk when the plan was made."""
+    peak_bytes: int
+    """Upper bound for the memory of one worker, in bytes."""
+    engine_bytes: int
+    """Of these, measured: a process that loaded the engine and ran it."""
+    seconds: float
+    """Engine time of the whole run on one worker, from the measured time of one tile; 0 where it is not known."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides the bytes of one output, and what making them costs."""
+
+    scene: SceneAddress
+    fingerprint: str
+    """Of the scene's content, without reading its pixels."""
+    bands: tuple[str, ...]
+    """Names of the scene's bands, in the order of the bundle's."""
+    dtype: str
+    radiometry: Radiometry
+    georef: Georef
+    spec: ModelSpec
+    bundle: Path
+    engine: EngineRecord
+    grid: TileGrid
+    block: int
+    """Edge of a block, in pixels: a whole number of cores."""
+    task_blocks: int
+    """Blocks in one task."""
+    stage: bool
+    notes: tuple[str, ...]
+    """What the user should know: no georeference, resolution not checked, ..."""
+    costs: Costs
+
+    @cached_property
+    def key(self) -> str:
+        """Digest of all that decides the output's bytes and layout: change one and the work starts anew."""
+        content = {
+            "schema": SCHEMA,
+            "fingerprint": self.fingerprint,
+            "address": {key: value for key, value in self.scene.to_json().items() if key != "path"},
+            "radiometry": asdict(self.radiometry),
+            "engine": self.engine.digest,
+            "bundle": self.engine.bundle,
+            "grid": asdict(self.grid),
+            "block": self.block,
+            "planes": self.spec.planes,
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def blocks(self) -> list[Window]:
+        """All blocks, row by row."""
+        return list(self.grid.blocks(self.block))
+
+    def remaining(self, done: Iterable[tuple[int, int]]) -> list[Window]:
+        """The blocks whose first (row, col) is not in `done`."""
+        recorded = set(done)
+        return [window for window in self.blocks if (window.row, window.col) not in recorded]
+
+    def describe(self) -> list[tuple[str, str]]:
+        """The plan as (label, value) rows for people."""
+        costs, grid, engine = self.costs, self.grid, self.engine
+        return [
+            ("scene", f"{self.scene.path}: {grid.height} x {grid.width} px, {len(self.bands)} x {self.dtype}"),
+            ("bundle", f"{self.spec.name} ({engine.bundle[:12]})"),
+            (
+                "engine",
+                f"{engine.backend} {engine.precision}, {engine.threads} threads ({engine.digest[:12]}; {engine.version})",
+            ),
+            ("tile", f"{grid.tile} px, halo {grid.halo}, core {grid.core}"),
+            ("tiles", f"{costs.tiles} ({costs.overhead:.2f} network pixels per scene pixel)"),
+            ("blocks", f"{costs.blocks} of {self.block} px in {costs.tasks} tasks"),
+            ("staged", f"{_size(costs.staged_bytes)}" if self.stage else "no: the scene is read where it lies"),
+            ("read", _size(costs.read_bytes)),
+            ("written", f"at most {_size(costs.written_bytes)} of {_size(costs.free_bytes)} free"),
+            (
+                "memory",
+                f"at most {_size(costs.peak_bytes)} a worker (engine {_size(costs.engine_bytes)}, measured)",
+            ),
+            *([("engine time", f"{costs.seconds:.0f} s on one worker")] if costs.seconds else []),
+            *(("note", note) for note in self.notes),
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """For the file that tasks point to."""
+        return {"schema": SCHEMA, "key": self.key, **_adapter().dump_python(self, mode="json")}
+
+    @classmethod
+    def from_json(cls, facts: Mapping[str, Any]) -> "Plan":
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: the facts are of another schema, or damaged.
+        """
+        if facts.get("schema") != SCHEMA:
+            raise ValueError(f"schema {facts.get('schema')} is not known, {SCHEMA} is")
+        return _adapter().validate_python({key: value for key, value in facts.items() if key not in {"schema", "key"}})
+
+    def save(self, path: Path) -> None:
+        """Write the plan where tasks find it, in one rename."""
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(self.to_json(), indent=1), encoding="utf-8")
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> "Plan":
+        """Read what `save` wrote."""
+        return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
+
+
+@cache
+def _adapter() -> TypeAdapter[Plan]:
+    return TypeAdapter(Plan)
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What a user may choose about a run; None leaves it to the plan."""
+
+    block: int | None = None
+    """Wanted edge of a block in pixels; rounded to a whole number of cores."""
+    stage: bool | None = None
+    any_resolution: bool = False
+    workers: int = 1
+    memory: int | None = None
+    """Bytes that one worker may take; None: the machine's available memory, shared by its workers."""
+
+
+def choose_bands(scene: Scene, spec: ModelSpec) -> SceneAddress:
+    """The scene's address with the bands that the bundle needs, in the bundle's order.
+
+    Bands are matched by name where the scene names all that the bundle wants, else taken in order if their number fits.
+
+    Raises:
+        PlanError: neither is the case, and the user did not choose.
+    """
+    wanted = [band.name.lower() for band in spec.bands]
+    names = [name.lower() for name in scene.bands]
+    if scene.address.bands is None and all(names.count(name) == 1 for name in wanted):
+        return replace(scene.address, bands=tuple(scene.indexes[names.index(name)] for name in wanted))
+    if len(names) == len(wanted):
+        return scene.address
+    raise PlanError(
+        f"{scene.address.path} has {len(names)} bands ({', '.join(scene.bands)}), bundle '{spec.name}' needs "
+        f"{len(wanted)} ({', '.join(band.name for band in spec.bands)}): name them in that order, as in --bands 1,2,3"
+    )
+
+
+def check_fit(scene: Scene, spec: ModelSpec, *, any_resolution: bool) -> list[str]:
+    """Whether a scene's pixels are what the bundle was made for; the notes say what could not be checked.
+
+    Raises:
+        PlanError: pixel type, radiometry or resolution do not fit.
+    """
+    notes: list[str] = []
+    if scene.dtype not in spec.dtypes:
+        raise PlanError(
+            f"{scene.address.path} holds {scene.dtype}, bundle '{spec.name}' takes {', '.join(spec.dtypes)}: "
+            "use a bundle that was trained on this type"
+        )
+    units = {band.unit for band in spec.bands} - {"DN"}
+    if units and scene.dtype != "float32" and scene.radiometry == Radiometry.identity(len(scene.bands)):
+        raise PlanError(
+            f"{scene.address.path} does not say how its {scene.dtype} numbers become {', '.join(sorted(units))}: "
+            "write scale and offset into the file (gdal_edit -scale -offset)"
+        )
+    if spec.resolution is None:
+        return notes
+    resolution = scene.georef.resolution(scene.height, scene.width)
+    low, high = spec.resolution
+    if resolution is None:
+        notes.append(
+            f"resolution unknown: the scene is not georeferenced; bundle '{spec.name}' is for {low:g}-{high:g} m"
+        )
+    elif not low <= resolution <= high:
+        if not any_resolution:
+            raise PlanError(
+                f"{scene.address.path} has pixels of {resolution:.3g} m, bundle '{spec.name}' is for "
+                f"{low:.3g}-{high:.3g} m: resample the scene, or insist with --any-resolution"
+            )
+        notes.append(f"pixels of {resolution:.3g} m lie outside the bundle's range {low:.3g}-{high:.3g} m")
+    return notes
+
+
+def radiometry_for(scene: Scene, spec: ModelSpec) -> Radiometry:
+    """Scale and offset that turn stored numbers into the bundle's unit: the scene's, or none where that is `DN`."""
+    identity = Radiometry.identity(len(spec.bands))
+    used = scene.radiometry
+    pairs = [(1.0, 0.0) if band.unit == "DN" else (used.scale[i], used.offset[i]) for i, band in enumerate(spec.bands)]
+    return Radiometry(*map(tuple, zip(*pairs, strict=True))) if pairs else identity
+
+
+def cheapest_tile(height: int, width: int, spec: ModelSpec, largest: int) -> int:
+    """The tile of the ladder, up to `largest`, with which a `height` x `width` scene takes the fewest network pixels.
+
+    A large scene takes the largest, a scene smaller than a tile the smallest that holds it.
+    """
+    allowed = [tile for tile in spec.tiles if tile <= largest] or [spec.tiles[0]]
+    return min(allowed, key=lambda tile: (TileGrid(height, width, tile, spec.halo, spec.stride).overhead(), -tile))
+
+
+def nearest_block(grid: TileGrid, wanted: int | None) -> int:
+    """Edge of a block in pixels: the whole number of cores nearest to `wanted`.
+
+    By default `BLOCK_CORES` cores, fewer where the scene would then have less than four blocks to share out and smaller
+    blocks do not part cores that share a tile.
+    """
+    if wanted is not None:
+        return max(1, round(wanted / grid.core)) * grid.core
+    count = BLOCK_CORES
+    while count > 1 and np.prod([-(-cores // count) for cores in grid.shape]) < 4:
+        if grid.tiles((count - 1) * grid.core) > grid.tiles():
+            break
+        count -= 1
+    return count * grid.core
+
+
+def make_plan(
+    scene: Scene, spec: ModelSpec, bundle: Path, engine: EngineRecord, *, out: Path, options: PlanOptions
+) -> Plan:
+    """Freeze a run over `scene` (its bands already chosen), or refuse what cannot work, with the numbers.
+
+    Raises:
+        PlanError: type, radiometry, resolution, memory or disk do not fit.
+    """
+    notes = check_fit(scene, spec, any_resolution=options.any_resolution)
+    if scene.georef.transform is None:
+        notes.append("the scene is not georeferenced: areas are given in pixels only")
+    grid = TileGrid(scene.height, scene.width, engine.tile, spec.halo, spec.stride)
+    block = nearest_block(grid, options.block)
+    stage = not scene.tiled if options.stage is None else options.stage
+    task_blocks = _task_blocks(grid, block, engine, options.workers)
+    plan = Plan(
+        scene=scene.address,
+        fingerprint=scene.fingerprint,
+        bands=scene.bands,
+        dtype=scene.dtype,
+        radiometry=radiometry_for(scene, spec),
+        georef=scene.georef,
+        spec=spec,
+        bundle=bundle,
+        engine=engine,
+        grid=grid,
+        block=block,
+        task_blocks=task_blocks,
+        stage=stage,
+        notes=tuple(notes),
+        costs=_costs(scene, spec, engine, grid, block=block, task_blocks=task_blocks, stage=stage, out=out),
+    )
+    _check_machine(plan, options)
+    return plan
+
+
+def _task_blocks(grid: TileGrid, block: int, engine: EngineRecord, workers: int) -> int:
+    """Blocks that one worker finishes in about `TASK_SECONDS`, and few enough that every worker gets several tasks."""
+    seconds = (block / grid.core) ** 2 * engine.seconds_per_tile
+    by_time = round(TASK_SECONDS / seconds) if seconds > 0 else 16
+    blocks = -(-grid.height // block) * -(-grid.width // block)
+    return max(1, min(by_time, 16, blocks // (4 * workers)))
+
+
+def _costs(
+    scene: Scene,
+    spec: ModelSpec,
+    engine: EngineRecord,
+    grid: TileGrid,
+    *,
+    block: int,
+    task_blocks: int,
+    stage: bool,
+    out: Path,
+) -> Costs:
+    blocks = list(grid.blocks(block))
+    pixel_bytes = len(spec.bands) * np.dtype(scene.dtype).itemsize + 1
+    decoded = scene.height * scene.width * pixel_bytes
+    planes = len(spec.planes)
+    rim = min(block + 2 * spec.halo + engine.tile - grid.core, max(grid.extent.height, grid.extent.width))
+    source = min(rim, grid.extent.height) * min(rim, grid.extent.width) * pixel_bytes
+    owned = min(block, grid.height) * min(block, grid.width) * planes
+    batch = engine.batch * engine.tile**2 * (pixel_bytes + planes)
+    working = 4 * source + 4 * owned + 3 * batch
+    return Costs(
+        tiles=grid.tiles(block),
+        overhead=grid.overhead(block),
+        blocks=len(blocks),
+        tasks=-(-len(blocks) // task_blocks),
+        staged_bytes=decoded if stage else 0,
+        read_bytes=sum(grid.source(window).pixels for window in blocks) * pixel_bytes,
+        written_bytes=grid.scene.pixels * planes * 3,
+        free_bytes=shutil.disk_usage(_existing(out)).free,
+        peak_bytes=engine.peak_bytes + working + GDAL_CACHE + SLACK,
+        engine_bytes=engine.peak_bytes,
+        seconds=grid.tiles(block) * engine.seconds_per_tile,
+    )
+
+
+def _existing(path: Path) -> Path:
+    return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+
+
+def _check_machine(plan: Plan, options: PlanOptions) -> None:
+    costs = plan.costs
+    needed = costs.staged_bytes + costs.written_bytes
+    if needed > costs.free_bytes:
+        raise PlanError(
+            f"{plan.scene.path} may need {_size(needed)} of disk, {_size(costs.free_bytes)} are free: "
+            "free some, choose another --out"
+            + (", or read the scene where it lies with --stage never" if plan.stage else "")
+        )
+    limit = options.memory or resources.available_memory() // options.workers
+    if costs.peak_bytes > limit:
+        raise PlanError(
+            f"a worker may need {_size(costs.peak_bytes)} (block {plan.block}, tile {plan.grid.tile}), it can have "
+            f"{_size(limit)}: choose a smaller --block or --tile, or fewer --workers"
+        )
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
+
+
+def runs(windows: list[Window], length: int) -> Iterator[tuple[Window, ...]]:
+    """Neighbouring blocks, `length` at a time."""
+    for start in range(0, len(windows), length):
+        yield tuple(windows[start : start + length])
