@@ -2,6 +2,8 @@ import os
 from pathlib import Path
 
 import pytest
+from drawn_bundle import draw_bundle
+from filelock import FileLock
 
 
 @pytest.fixture(scope="session")
@@ -11,3 +13,28 @@ def data():
     if not folder.is_dir():
         pytest.skip(f"real imagery is not at {folder}: set WIDEFIELD_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory):
+    """One folder for all test processes, so that what is costly is made once."""
+    base = tmp_path_factory.getbasetemp()
+    folder = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    return folder / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(shared_folder):
+    """Tests build engines into a cache of their own, and their child processes find it."""
+    (shared_folder / "cache").mkdir(parents=True, mode=0o700, exist_ok=True)
+    os.environ["WIDEFIELD_CACHE"] = str(shared_folder / "cache")
+
+
+@pytest.fixture(scope="session")
+def bundle(shared_folder):
+    """A small Inception bundle with random weights: tiles of 128 and 256 pixels, halo 32, three bands."""
+    path = shared_folder / "bundle"
+    with FileLock(shared_folder / "bundle.lock"):
+        if not path.exists():
+            draw_bundle(path, halo=32, tiles=(128, 256))
+    return path

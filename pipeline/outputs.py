@@ -1,0 +1,100 @@
+"""What a run leaves behind: the names in its folder, and one function for each published file.
+
+Each step reads the complete store and writes one file, on a worker, with memory that does not grow with the scene.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from pipeline import store
+from pipeline.ledger import Ledger
+from pipeline.plan import GDAL_CACHE, Plan
+from pipeline.publish.cog import write_cog
+from pipeline.publish.preview import write_preview
+from pipeline.publish.stac import write_item
+from pipeline.publish.style import write_qml
+from pipeline.scene import Source, open_scene
+from pipeline.staging import stage_windows, staged_windows
+from pipeline.statistics import class_totals, mean_confidence
+
+PLAN, MASK, LEDGER, STAGED, RUN = "plan.json", "mask.zarr", "ledger", "image.zarr", "run.json"
+"""Names inside a run's folder; `STAGED` is a link into the cache of staged scenes, gone once the run is published."""
+
+ASSETS = ("mask.tif", "mask.tif.aux.xml", "confidence.tif", "preview.png", "mask.qml", RUN)
+"""Published files that the STAC item lists, where they exist."""
+
+
+def open_source(plan: Plan, run: Path) -> Source:
+    """The staged store if the run has one, else the scene where it lies."""
+    return store.open_image(run.joinpath(STAGED).resolve()) if plan.stage else open_scene(plan.scene)
+
+
+def _cog(plane: str, name: str) -> Callable[[Plan, Path], None]:
+    def write(plan: Plan, run: Path) -> None:
+        write_cog(
+            run / MASK,
+            plane,
+            run / name,
+            georef=plan.georef,
+            classes=plan.spec.classes,
+            attribution=plan.spec.attribution,
+            cache_mb=GDAL_CACHE // 2**20,
+        )
+
+    return write
+
+
+def _preview(plan: Plan, run: Path) -> None:
+    records = list(Ledger(run / LEDGER).records().values())
+    counts = class_totals(records)
+    with _complete_source(plan, run) as source:
+        write_preview(
+            source,
+            run / MASK,
+            run / "preview.png",
+            classes=plan.spec.classes,
+            georef=plan.georef,
+            title=f"{Path(plan.scene.path).name}  ·  {plan.spec.name}",
+            counts=[counts[entry.id] for entry in plan.spec.classes],
+            confidence=mean_confidence(records),
+            attribution=plan.spec.attribution,
+        )
+
+
+def _complete_source(plan: Plan, run: Path) -> Source:
+    """The staged store where all of it is staged; a run that was resumed may have staged only what it needed."""
+    if plan.stage:
+        with open_scene(plan.scene) as scene:
+            wanted = set(stage_windows(scene))
+        if wanted <= staged_windows(run.joinpath(STAGED).resolve()):
+            return open_source(plan, run)
+    return open_scene(plan.scene)
+
+
+def _style(plan: Plan, run: Path) -> None:
+    write_qml(run / "mask.qml", plan.spec.classes)
+
+
+def _item(plan: Plan, run: Path) -> None:
+    facts = json.loads((run / RUN).read_text(encoding="utf-8"))
+    write_item(
+        run,
+        id=Path(plan.scene.path).stem,
+        georef=plan.georef,
+        height=plan.grid.height,
+        width=plan.grid.width,
+        classes=plan.spec.classes,
+        facts=facts,
+        assets=[name for name in ASSETS if (run / name).exists()],
+    )
+
+
+STEPS: Mapping[str, Callable[[Plan, Path], None]] = {
+    "mask": _cog("labels", "mask.tif"),
+    "confidence": _cog("confidence", "confidence.tif"),
+    "preview": _preview,
+    "style": _style,
+    "item": _item,
+}
+"""How to make each output; `item` comes last, because it holds the others' checksums."""

@@ -1,0 +1,119 @@
+"""`run.json`: what was made of what, by what, and how fast. Written once for each result, with a schema number."""
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+from pipeline.ledger import BlockRecord
+from pipeline.plan import Plan
+from pipeline.statistics import area_totals, class_totals, confidence_totals
+from pipeline.worker import TaskReport
+
+SCHEMA = 1
+
+
+def facts(
+    plan: Plan,
+    records: Sequence[BlockRecord],
+    reports: Sequence[TaskReport],
+    seconds: Mapping[str, float],
+    resumed: int,
+) -> dict[str, Any]:
+    """Everything that a reader of the result may ask.
+
+    `seconds` holds wall time by phase of this run; `resumed` counts the blocks that earlier runs had recorded.
+    """
+    fresh = sum(record.window.pixels for report in reports for record in report.records)
+    return {
+        "schema": SCHEMA,
+        "key": plan.key,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "scene": {
+            "path": plan.scene.path,
+            "fingerprint": plan.fingerprint,
+            "bands": list(plan.bands),
+            "dtype": plan.dtype,
+            "height": plan.grid.height,
+            "width": plan.grid.width,
+            "radiometry": {"scale": list(plan.radiometry.scale), "offset": list(plan.radiometry.offset)},
+        },
+        "bundle": {
+            "name": plan.spec.name,
+            "digest": plan.engine.bundle,
+            "licence": plan.spec.licence,
+            "attribution": plan.spec.attribution,
+        },
+        "engine": asdict(plan.engine),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("widefield", "numpy", "zarr", "rasterio")},
+        },
+        "grid": {
+            "tile": plan.grid.tile,
+            "halo": plan.grid.halo,
+            "core": plan.grid.core,
+            "block": plan.block,
+            "tiles": plan.costs.tiles,
+            "overhead": plan.costs.overhead,
+        },
+        "notes": list(plan.notes),
+        "coverage": _coverage(plan, records),
+        "classes": _classes(plan, records),
+        "confidence_histogram": confidence_totals(records),
+        "blocks": {"total": len(records), "resumed": resumed, "done": len(records) - resumed},
+        "speed": _speed(plan, reports, seconds, fresh),
+        "memory": {
+            "planned_bytes": plan.costs.peak_bytes,
+            "peak_bytes": max((report.peak_bytes for report in reports), default=0),
+        },
+    }
+
+
+def _coverage(plan: Plan, records: Sequence[BlockRecord]) -> dict[str, int]:
+    return {
+        "pixels": plan.grid.scene.pixels,
+        "written": sum(record.window.pixels for record in records),
+        "valid": sum(record.valid for record in records),
+        "classified": sum(record.classified for record in records),
+    }
+
+
+def _classes(plan: Plan, records: Sequence[BlockRecord]) -> list[dict[str, Any]]:
+    counts, areas = class_totals(records), area_totals(records)
+    total = counts.total()
+    return [
+        {
+            "id": entry.id,
+            "name": entry.name,
+            "pixels": counts[entry.id],
+            "share": counts[entry.id] / total if total else 0.0,
+            "area_m2": None if areas is None else areas.get(entry.id, 0.0),
+        }
+        for entry in plan.spec.classes
+    ]
+
+
+def _speed(plan: Plan, reports: Sequence[TaskReport], seconds: Mapping[str, float], fresh: int) -> dict[str, Any]:
+    blocks = [record for report in reports for record in report.records]
+    outside = [report.outside_seconds for report in reports if report.records]
+    megapixels = fresh / 1e6
+    return {
+        "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
+        "megapixels_per_second": {
+            phase: plan.grid.scene.pixels / 1e6 / value if phase == "publish" else megapixels / value
+            for phase, value in seconds.items()
+            if value > 0
+        },
+        "block_seconds": {
+            stage: round(sum(block.seconds.get(stage, 0.0) for block in blocks), 3)
+            for stage in ("read", "wait", "write")
+        },
+        "outside_engine_core_ms_per_megapixel": (
+            None
+            if not megapixels or any(value is None for value in outside)
+            else 1e3 * sum(value for value in outside if value is not None) / megapixels
+        ),
+    }

@@ -1,0 +1,76 @@
+"""What a block of a mask adds up to: pixels and areas by class, confidence by bin."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from models.spec import NODATA
+from pipeline.georef import Georef
+from pipeline.grid import Window
+from pipeline.ledger import BlockRecord
+
+CELL = 128
+"""Edge of the cells within which a pixel's ground area counts as constant, in pixels: 2e-5 off at 0.01 degrees."""
+BINS = 16
+
+
+def histogram(values: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Pixels by value, (256,). Pillow's counts bytes as they are; `numpy.bincount` widens them to 8 bytes first."""
+    return np.asarray(Image.fromarray(np.ascontiguousarray(values)).histogram(), np.int64)
+
+
+def class_counts(labels: NDArray[np.uint8]) -> dict[int, int]:
+    """Pixels by class of `labels` (H, W), nodata left out."""
+    counts = histogram(labels)
+    return {int(value): int(counts[value]) for value in np.flatnonzero(counts) if value != NODATA}
+
+
+def class_areas(labels: NDArray[np.uint8], window: Window, georef: Georef) -> dict[int, float]:
+    """Square metres on the ellipsoid by class of `labels` (H, W), which lie at `window` of the scene."""
+    rows = np.arange(0, window.height, CELL)
+    cols = np.arange(0, window.width, CELL)
+    centre_rows = window.row + (rows + np.minimum(rows + CELL, window.height)) / 2
+    centre_cols = window.col + (cols + np.minimum(cols + CELL, window.width)) / 2
+    pixel = georef.pixel_area(*np.meshgrid(centre_rows, centre_cols, indexing="ij"))
+    if pixel is None:
+        return {}
+    areas = np.zeros(256)
+    for i, row in enumerate(rows):
+        for j, col in enumerate(cols):
+            areas += histogram(labels[row : row + CELL, col : col + CELL]) * pixel[i, j]
+    return {int(value): float(areas[value]) for value in np.flatnonzero(areas) if value != NODATA}
+
+
+def confidence_bins(confidence: NDArray[np.uint8]) -> tuple[int, ...]:
+    """Pixels by confidence (H, W; 0..254 for 0..1), in `BINS` bins of equal width, nodata left out."""
+    counts = histogram(confidence)[:NODATA]
+    return tuple(int(part.sum()) for part in np.array_split(counts, BINS))
+
+
+def class_totals(records: Iterable[BlockRecord]) -> Counter[int]:
+    """Pixels by class over all blocks."""
+    return sum((Counter(record.counts) for record in records), Counter())
+
+
+def area_totals(records: Iterable[BlockRecord]) -> dict[int, float] | None:
+    """Square metres by class over all blocks; None without an affine georeference."""
+    areas: defaultdict[int, float] = defaultdict(float)
+    for record in records:
+        for value, area in record.areas.items():
+            areas[value] += area
+    return areas or None
+
+
+def confidence_totals(records: Iterable[BlockRecord]) -> list[int]:
+    """Valid pixels by confidence over all blocks, in `BINS` bins of equal width over 0..1."""
+    return [sum(bins) for bins in zip(*(record.confidence for record in records), strict=True)]
+
+
+def mean_confidence(records: Iterable[BlockRecord]) -> float | None:
+    """Mean of the confidence over all blocks, to half a bin; None where no pixel has one."""
+    totals = confidence_totals(records)
+    pixels = sum(totals)
+    return sum(count * (i + 0.5) for i, count in enumerate(totals)) / (pixels * BINS) if pixels else None

@@ -1,0 +1,280 @@
+"""What a worker does with a task: read, batch, infer, write, record. Addresses in, facts out, idempotent.
+
+Inside a task three things overlap: a thread reads the next block ahead, the engine computes, and a thread writes the
+last block behind. A block is read once, as one window (its tiles' union); tiles are views of it.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.engines.base import Batch, Engine
+from models.spec import NODATA
+from pipeline import outputs, resources, store
+from pipeline.grid import Core, Window
+from pipeline.ledger import BlockRecord, Ledger
+from pipeline.outputs import LEDGER, MASK, PLAN, STAGED, open_source
+from pipeline.plan import GDAL_CACHE, Plan
+from pipeline.scene import Source
+from pipeline.staging import stage_window
+from pipeline.statistics import class_areas, class_counts, confidence_bins
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A run of neighbouring blocks. Carries addresses only, so it stays under 1 kB."""
+
+    run: str
+    """Folder of the run: its plan, its store, its ledger."""
+    windows: tuple[Window, ...]
+    alone: bool = False
+    """Whether nothing else may run meanwhile: set for a block that is suspected of killing its worker."""
+
+    @property
+    def name(self) -> str:
+        """Unique among the tasks of one run."""
+        first, last = self.windows[0], self.windows[-1]
+        return f"blocks-{first.row}-{first.col}-{last.row}-{last.col}{'-alone' if self.alone else ''}"
+
+
+@dataclass(frozen=True)
+class StageTask:
+    """One window of the scene to be copied into the staged store."""
+
+    run: str
+    window: Window
+    alone: bool = False
+    """See `Task.alone`."""
+
+    @property
+    def name(self) -> str:
+        """Unique among the tasks of one run."""
+        return f"stage-{self.window.row}-{self.window.col}"
+
+
+@dataclass(frozen=True)
+class PublishTask:
+    """One output to be made of a complete store."""
+
+    run: str
+    step: str
+    """A key of `pipeline.outputs.STEPS`."""
+    alone: bool = False
+    """See `Task.alone`."""
+
+    @property
+    def name(self) -> str:
+        """Unique among the tasks of one run."""
+        return f"publish-{self.step}"
+
+
+@dataclass(frozen=True)
+class TaskReport:
+    """What one task did."""
+
+    seconds: float
+    """Wall time of the task."""
+    outside_seconds: float | None
+    """CPU time of everything but the engine's threads; None where the system does not tell."""
+    peak_bytes: int
+    """Largest resident set of the worker process so far."""
+    records: tuple[BlockRecord, ...] = ()
+
+
+def perform(task: Task | StageTask | PublishTask) -> TaskReport:
+    """Run a task to its end: the one function that executors call."""
+    resources.limit_caches(GDAL_CACHE)
+    engine_threads = _engine(task.run)[1] if isinstance(task, Task) else frozenset()
+    start, cpu = time.perf_counter(), resources.cpu_seconds(without=engine_threads)
+    records: tuple[BlockRecord, ...] = ()
+    match task:
+        case Task():
+            records = tuple(segment_blocks(task))
+        case StageTask():
+            plan = _plan(task.run)
+            stage_window(plan.scene, str((Path(task.run) / STAGED).resolve()), task.window)
+        case PublishTask():
+            outputs.STEPS[task.step](_plan(task.run), Path(task.run))
+    after = resources.cpu_seconds(without=engine_threads)
+    outside = None if cpu is None or after is None else max(after - cpu, 0.0)
+    return TaskReport(time.perf_counter() - start, outside, resources.peak_memory(), records)
+
+
+def segment_blocks(task: Task) -> Iterator[BlockRecord]:
+    """Segment the task's blocks; each one is in the ledger when it is yielded.
+
+    A block's shards are durable before its record is. Doing a block again writes the same bytes.
+
+    Raises:
+        SceneError: a part of the scene cannot be read. Blocks yielded before stay recorded.
+    """
+    plan, run = _plan(task.run), Path(task.run)
+    engine, _ = _engine(task.run)
+    with (
+        open_source(plan, run) as source,
+        ThreadPoolExecutor(1, "read") as reader,
+        ThreadPoolExecutor(1, "write") as writer,
+    ):
+        flight: deque[_Tiles] = deque()
+        finished: deque[Future[BlockRecord]] = deque()
+        blocks = _ahead(reader, lambda window: _Block.read(plan, source, window), task.windows)
+        for planes in engine.map(
+            _batches(plan, blocks, flight, lambda block: finished.append(writer.submit(_finish, plan, run, block)))
+        ):
+            for block in _keep(flight.popleft(), planes):
+                finished.append(writer.submit(_finish, plan, run, block))
+            while finished and finished[0].done():
+                yield finished.popleft().result()
+        while finished:
+            yield finished.popleft().result()
+
+
+@dataclass
+class _Block:
+    """One block between reading and writing."""
+
+    window: Window
+    source: Window
+    """Scene pixels that were read: the union of the block's tiles."""
+    pixels: NDArray[np.generic]
+    """(C, H, W) of `source`, in the scene's own type."""
+    valid: NDArray[np.bool_]
+    """(H, W) of `source`."""
+    planes: NDArray[np.uint8]
+    """(P, H, W) of `window`, filled tile by tile; 255 where nothing is kept yet."""
+    tiles: dict[Window, list[Core]]
+    """Cores by the tile that predicts them."""
+    waiting: int
+    """Tiles whose answer has not come."""
+    clock: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, plan: Plan, source: Source, window: Window) -> "_Block":
+        start = time.perf_counter()
+        extent = plan.grid.source(window)
+        pixels, valid = source.read(extent)
+        planes = np.full((len(plan.spec.planes), window.height, window.width), NODATA, np.uint8)
+        tiles: dict[Window, list[Core]] = {}
+        for core in plan.grid.cores(window):
+            if valid[core.owned.relative_to(extent).slices].any():
+                tiles.setdefault(core.tile, []).append(core)
+        block = cls(window, extent, pixels, valid, planes, tiles, len(tiles))
+        block.clock = {"read": time.perf_counter() - start, "start": time.perf_counter()}
+        return block
+
+    def tile(self, tile: Window) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+        """Pixels (C, T, T) and valid mask (T, T) of one tile; the rim beyond the scene is filled by reflection."""
+        inside = tile.intersect(self.source)
+        assert inside is not None  # noqa: S101 - the source is the union of the tiles
+        here = inside.relative_to(self.source).slices
+        pixels, valid = self.pixels[:, *here], self.valid[here]
+        rim = ((0, tile.height - inside.height), (0, tile.width - inside.width))
+        if rim == ((0, 0), (0, 0)):
+            return pixels, valid
+        return np.pad(pixels, ((0, 0), *rim), "reflect"), np.pad(valid, rim, "reflect")
+
+    def keep(self, core: Core, planes: NDArray[np.uint8]) -> None:
+        """Copy what `core` owns out of a tile's planes (P, T, T); invalid pixels stay nodata."""
+        owned = core.owned.relative_to(self.window).slices
+        valid = self.valid[core.owned.relative_to(self.source).slices]
+        np.copyto(self.planes[:, *owned], planes[:, *core.kept.slices], where=valid)
+
+
+_Tiles = list[tuple[_Block, Window]]
+"""The tiles of one batch, in its order."""
+
+
+def _ahead(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """`map(function, items)`, one item ahead of the consumer."""
+    pending: deque[Future[R]] = deque()
+    for item in items:
+        pending.append(pool.submit(function, item))
+        if len(pending) > 1:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+def _batches(
+    plan: Plan, blocks: Iterable[_Block], flight: deque[_Tiles], empty: Callable[[_Block], object]
+) -> Iterator[Batch]:
+    """Tiles of all blocks, batch by batch. A block without a valid pixel goes to `empty`: it needs no engine."""
+    scale, offset = (np.asarray(values, np.float32) for values in (plan.radiometry.scale, plan.radiometry.offset))
+    tiles: _Tiles = []
+    for block in blocks:
+        if not block.tiles:
+            empty(block)
+        for tile in block.tiles:
+            tiles.append((block, tile))
+            if len(tiles) == plan.engine.batch:
+                yield _launch(tiles, flight, scale, offset)
+                tiles = []
+    if tiles:
+        yield _launch(tiles, flight, scale, offset)
+
+
+def _launch(tiles: _Tiles, flight: deque[_Tiles], scale: NDArray[np.float32], offset: NDArray[np.float32]) -> Batch:
+    flight.append(tiles)
+    pixels, valid = zip(*(block.tile(tile) for block, tile in tiles), strict=True)
+    return Batch(np.stack(pixels), np.stack(valid), scale, offset)
+
+
+def _keep(tiles: _Tiles, planes: NDArray[np.uint8]) -> Iterator[_Block]:
+    """Hand a batch's planes (N, P, T, T) to the cores that own them; yields the blocks that are complete by it."""
+    for (block, tile), answer in zip(tiles, planes, strict=True):
+        for core in block.tiles[tile]:
+            block.keep(core, answer)
+        block.waiting -= 1
+        if block.waiting == 0:
+            yield block
+
+
+def _finish(plan: Plan, run: Path, block: _Block) -> BlockRecord:
+    """Write a complete block, then record it."""
+    waited, start = time.perf_counter() - block.clock["start"], time.perf_counter()
+    planes = dict(zip(plan.spec.planes, block.planes, strict=True))
+    digest = store.write_block(run / MASK, block.window, planes)
+    valid = block.valid[block.window.relative_to(block.source).slices]
+    labels = planes["labels"]
+    record = BlockRecord(
+        row=block.window.row,
+        col=block.window.col,
+        height=block.window.height,
+        width=block.window.width,
+        digest=digest,
+        valid=int(np.count_nonzero(valid)),
+        counts=class_counts(labels),
+        areas=class_areas(labels, block.window, plan.georef),
+        confidence=confidence_bins(planes["confidence"]) if "confidence" in planes else (),
+        tiles=len(block.tiles),
+        seconds={"read": block.clock["read"], "wait": waited, "write": time.perf_counter() - start},
+    )
+    Ledger(run / LEDGER).append(record)
+    return record
+
+
+@lru_cache(maxsize=4)
+def _plan(run: str) -> Plan:
+    return Plan.load(Path(run) / PLAN)
+
+
+@lru_cache(maxsize=1)
+def _engine(run: str) -> tuple[Engine, frozenset[int]]:
+    """The run's engine, loaded once a process, and the threads that came with it."""
+    from models.engines.load import load_engine
+
+    plan = _plan(run)
+    before = resources.threads()
+    engine = load_engine(plan.bundle, plan.engine)
+    return engine, resources.threads() - before
