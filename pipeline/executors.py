@@ -1,0 +1,270 @@
+"""Where tasks run: in this process, or on Dask workers. One method; bounded in flight; a death is a fact, not an end.
+
+`tasks` is pulled only when there is room, and may answer None: nothing is ready now, ask again after the next
+outcome. So the caller decides what is ready, and nothing here grows with the scene.
+"""
+
+import logging
+import queue
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from pipeline import resources
+from pipeline.errors import OutputError, SceneError, WidefieldError
+
+log = logging.getLogger(__name__)
+
+
+class Named(Protocol):
+    """A task as an executor sees it."""
+
+    @property
+    def name(self) -> str:
+        """Unique within one run."""
+
+    @property
+    def alone(self) -> bool:
+        """Whether nothing else may be in flight meanwhile."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A task and what became of it."""
+
+    task: Any
+    value: Any = None
+    """What the function returned."""
+    error: str | None = None
+    """Why there is no value."""
+    fatal: bool = False
+    """Whether trying again can help nobody: the environment, not the task, is at fault."""
+
+
+class Executor(Protocol):
+    """Runs a function over tasks."""
+
+    workers: int
+    """Processes that work at the same time."""
+
+    def run(self, function: Callable[[Any], Any], tasks: Iterator[Any | None], run: str) -> Iterator[Outcome]:
+        """Outcomes as tasks complete, in any order; `run` names the output that the tasks belong to."""
+
+
+@dataclass
+class SerialExecutor:
+    """One task after the other, here."""
+
+    workers: int = 1
+
+    def run(self, function: Callable[[Any], Any], tasks: Iterator[Any | None], run: str) -> Iterator[Outcome]:
+        """See `Executor.run`. An exception that a user can mend is the outcome of its task alone."""
+        del run
+        for task in tasks:
+            if task is None:
+                return
+            try:
+                outcome = Outcome(task, function(task))
+            except WidefieldError as error:
+                outcome = _failure(task, error)
+            yield outcome
+
+
+def _failure(task: Any, error: BaseException) -> Outcome:
+    known = isinstance(error, WidefieldError)
+    text = str(error) if known else f"{type(error).__name__}: {error}"
+    return Outcome(task, error=text, fatal=known and not isinstance(error, SceneError))
+
+
+@dataclass
+class DaskExecutor:
+    """Dask workers: a cluster of our own on this machine's loopback, or any scheduler that is named.
+
+    A worker that dies is replaced and its task runs again; a task that kills a worker twice is an outcome with an
+    error. Use as a context manager.
+    """
+
+    workers: int = 1
+    """Worker processes of an own cluster; ignored with `scheduler`."""
+    scheduler: str | None = None
+    """Address such as `tcp://127.0.0.1:8786`; None starts a cluster that ends with this object."""
+    shared: Path | None = None
+    """Folder that the workers of a foreign scheduler must see too."""
+    _stack: list[Any] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        from distributed import Client
+
+        target = self.scheduler or self._cluster()
+        try:
+            client = Client(target, timeout="10s", set_as_default=False)
+        except (OSError, TimeoutError) as error:
+            self._close()
+            raise OutputError(
+                f"no Dask scheduler answers at {self.scheduler}: {error}; start one, or leave out --scheduler"
+            ) from error
+        self._stack.append(client)
+        if self.scheduler:
+            self._join_foreign_cluster(client)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        while self._stack:
+            self._stack.pop().close()
+
+    def _cluster(self) -> Any:
+        import dask
+        from distributed import LocalCluster
+
+        memory = resources.total_memory() // self.workers
+        # One retry for a task whose worker died; comfortable for the innocent, quick for the guilty.
+        dask.config.set(
+            {
+                "distributed.scheduler.allowed-failures": 1,
+                "distributed.worker.memory.spill": False,
+                "distributed.worker.memory.target": False,
+                "distributed.worker.memory.pause": False,
+            }
+        )
+        cluster = LocalCluster(
+            n_workers=self.workers,
+            threads_per_worker=1,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            memory_limit=memory,
+            silence_logs=logging.ERROR,
+        )
+        self._stack.append(cluster)
+        return cluster
+
+    def _join_foreign_cluster(self, client: Any) -> None:
+        """Count the workers, and make sure that they see the output folder.
+
+        Raises:
+            OutputError: there are none, or some do not share the folder.
+        """
+        addresses = client.scheduler_info(n_workers=-1)["workers"]
+        if not addresses:
+            raise OutputError(f"the scheduler at {self.scheduler} has no workers: start some with `dask worker`")
+        self.workers = len(addresses)
+        if self.shared is None:
+            return
+        token, path = uuid.uuid4().hex, self.shared / f".token-{uuid.uuid4().hex}"
+        path.write_text(token, encoding="ascii")
+        try:
+            seen = client.run(_read_token, str(path.absolute()))
+        finally:
+            path.unlink()
+        blind = sorted(address for address, answer in seen.items() if answer != token)
+        if blind:
+            raise OutputError(
+                f"{len(blind)} of {len(seen)} workers do not see {self.shared} ({blind[0]}): "
+                "put --out on storage that all of them share"
+            )
+
+    def run(self, function: Callable[[Any], Any], tasks: Iterator[Any | None], run: str) -> Iterator[Outcome]:
+        """See `Executor.run`. At most two tasks a worker are in flight."""
+        client = self._stack[-1]
+        if self.scheduler:
+            _cancel_predecessors(client, run)
+        finished: queue.Queue[Any] = queue.Queue()
+        flight: dict[Any, Any] = {}
+        held: Any | None = None
+        try:
+            while True:
+                while held is not None or len(flight) < 2 * self.workers:
+                    task = held if held is not None else next(tasks, None)
+                    held = None
+                    if task is None:
+                        break
+                    if flight and (task.alone or any(other.alone for other in flight.values())):
+                        held = task
+                        break
+                    future = client.submit(
+                        function, task, key=f"widefield-{run}-{task.name}-{uuid.uuid4().hex[:8]}", pure=False
+                    )
+                    flight[future] = task
+                    future.add_done_callback(finished.put)
+                if not flight:
+                    return
+                future = self._wait(client, finished)
+                yield _outcome(flight.pop(future), future)
+                future.release()
+        finally:
+            client.cancel(list(flight), force=True)
+
+    def _wait(self, client: Any, finished: "queue.Queue[Any]") -> Any:
+        while True:
+            try:
+                return finished.get(timeout=2)
+            except queue.Empty:
+                if client.status != "running":
+                    raise WidefieldError(
+                        "the Dask scheduler is gone: what is recorded stays; run the same command again to go on"
+                    ) from None
+
+
+def _outcome(task: Any, future: Any) -> Outcome:
+    from distributed.scheduler import KilledWorker
+
+    if future.status == "finished":
+        return Outcome(task, future.result())
+    if future.status == "cancelled":
+        return Outcome(task, error="its worker was lost and the task with it")
+    error = future.exception()
+    if isinstance(error, KilledWorker):
+        return Outcome(task, error="it killed the worker that ran it, again and again")
+    return _failure(task, error)
+
+
+def _read_token(path: str) -> str | None:
+    try:
+        return Path(path).read_text(encoding="ascii")
+    except OSError:
+        return None
+
+
+def _running_keys(prefix: str, dask_scheduler: Any = None) -> list[str]:
+    return [str(key) for key in dask_scheduler.tasks if str(key).startswith(prefix)]
+
+
+def _cancel_predecessors(client: Any, run: str, patience: float = 120.0) -> None:
+    """End what an earlier client left on the scheduler for this output, so that a block has one writer.
+
+    A running task cannot be interrupted; its worker is restarted if it does not end by itself in `patience` seconds.
+    """
+    from distributed import Future
+
+    prefix = f"widefield-{run}-"
+    keys = client.run_on_scheduler(_running_keys, prefix)
+    if keys:
+        log.warning("cancelling %d tasks of an earlier client", len(keys))
+        client.cancel([Future(key, client) for key in keys], force=True)
+    deadline = time.monotonic() + patience
+    while busy := [
+        address
+        for address, running in client.processing().items()
+        if any(str(key).startswith(prefix) for key in running)
+    ]:
+        if time.monotonic() > deadline:
+            client.restart_workers(busy)
+            return
+        time.sleep(0.2)
+
+
+def make_executor(workers: int, scheduler: str | None, shared: Path) -> AbstractContextManager[Executor]:
+    """Serial for one worker without a scheduler, else Dask."""
+    if scheduler is None and workers == 1:
+        return nullcontext(SerialExecutor())
+    return DaskExecutor(workers, scheduler, shared)

@@ -1,0 +1,149 @@
+"""Which task is next, and what a task's failure means: the state of one run while it runs."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipeline.errors import IncompleteError
+from pipeline.executors import Outcome
+from pipeline.grid import Window
+from pipeline.ledger import BlockRecord, Ledger
+from pipeline.outputs import LEDGER, STAGED
+from pipeline.plan import Plan, runs
+from pipeline.scene import open_scene
+from pipeline.staging import stage_windows, staged_windows
+from pipeline.worker import StageTask, Task, TaskReport
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is."""
+
+    phase: str
+    """`stage`, `segment` or `publish`."""
+    done: int
+    """Pixels of finished blocks (files, when publishing), those of earlier runs included."""
+    total: int
+    resumed: int = 0
+    """Of these, done before this run started."""
+
+
+Listener = Callable[[Progress], None]
+
+
+class Schedule(Iterator[Task | StageTask | None]):
+    """Which task is next: a run of blocks whose source is at hand, else a window to be staged, else none for now.
+
+    A failed task is cut into single blocks, and each is tried once more with nothing else in flight; a block that
+    fails again is set aside, and the others go on.
+    """
+
+    def __init__(self, plan: Plan, run: Path, records: dict[tuple[int, int], BlockRecord], listen: Listener) -> None:
+        self.plan, self.run, self.records, self.listen = plan, run, dict(records), listen
+        self.reports: list[TaskReport] = []
+        self.failed: dict[Window, str] = {}
+        self.resumed = sum(record.window.pixels for record in records.values())
+        self._done = self.resumed
+        remaining = plan.remaining(records)
+        self._tasks = deque(Task(str(run), windows) for windows in runs(remaining, plan.task_blocks))
+        self._suspects: deque[Task] = deque()
+        self._staging: deque[StageTask] = deque()
+        self._missing: set[Window] = set()
+        """Windows that are not staged yet."""
+
+    def start(self) -> None:
+        """Find out what must be staged; the staged store is in place by now."""
+        wanted = [self.plan.grid.source(window) for task in self._tasks for window in task.windows]
+        if not self.plan.stage or not wanted:
+            return
+        with open_scene(self.plan.scene) as scene:
+            windows = stage_windows(scene)
+        here = staged_windows((self.run / STAGED).resolve())
+        self._missing = {w for w in windows if w not in here and any(w.intersect(source) for source in wanted)}
+        self._staging = deque(StageTask(str(self.run), window) for window in windows if window in self._missing)
+
+    def __next__(self) -> Task | StageTask | None:
+        if self._tasks and self._ready(self._tasks[0]):
+            return self._tasks.popleft()
+        if self._staging:
+            return self._staging.popleft()
+        if self._tasks:
+            return None  # its source is in flight
+        if self._suspects:
+            return self._suspects.popleft()
+        return None
+
+    def _ready(self, task: Task) -> bool:
+        sources = [self.plan.grid.source(window) for window in task.windows]
+        return not any(missing.intersect(source) for missing in self._missing for source in sources)
+
+    def finish(self, outcome: Outcome) -> None:
+        """Take in what became of a task.
+
+        Raises:
+            WidefieldError: the environment is at fault, so that going on helps nobody.
+        """
+        task = outcome.task
+        if outcome.error is not None:
+            self._fail(task, outcome)
+            return
+        self.reports.append(outcome.value)
+        if isinstance(task, StageTask):
+            self._missing.discard(task.window)
+            return
+        for record in outcome.value.records:
+            self.records[record.row, record.col] = record
+            self._done += record.window.pixels
+        self.listen(Progress("segment", self._done, self.plan.grid.scene.pixels, self.resumed))
+
+    def _fail(self, task: Task | StageTask, outcome: Outcome) -> None:
+        assert outcome.error is not None  # noqa: S101 - the caller looked
+        if outcome.fatal:
+            raise IncompleteError(f"{outcome.error} (what is recorded stays; a rerun goes on from there)")
+        if isinstance(task, StageTask):
+            self._fail_staging(task, outcome.error)
+        elif task.alone:
+            self.failed[task.windows[0]] = outcome.error
+        else:
+            recorded = Ledger(self.run / LEDGER).records()
+            for window in task.windows:
+                if record := recorded.get((window.row, window.col)):
+                    self.records[window.row, window.col] = record
+                    self._done += window.pixels
+                else:
+                    self._suspects.append(Task(task.run, (window,), alone=True))
+
+    def _fail_staging(self, task: StageTask, error: str) -> None:
+        if not task.alone:
+            self._staging.append(replace(task, alone=True))
+            return
+        waiting = [window for pending in self._tasks for window in pending.windows]
+        lost = [window for window in waiting if task.window.intersect(self.plan.grid.source(window))]
+        self.failed.update(dict.fromkeys(lost, error))
+        self._missing.discard(task.window)
+        left = [window for window in waiting if window not in set(lost)]
+        self._tasks = deque(Task(task.run, windows) for windows in runs(left, self.plan.task_blocks))
+
+    def check(self) -> None:
+        """Prove coverage: every block recorded, every pixel once, valid in = classified out.
+
+        Raises:
+            IncompleteError: it is not so.
+        """
+        if self.failed:
+            window, error = next(iter(self.failed.items()))
+            raise IncompleteError(
+                f"{self.plan.scene.path}: {len(self.failed)} of {self.plan.costs.blocks} blocks failed, nothing was "
+                f"published; block at row {window.row}, column {window.col}: {error}; a rerun tries only these"
+            )
+        if left := self.plan.remaining(self.records):
+            raise IncompleteError(
+                f"{self.plan.scene.path}: {len(left)} blocks were not done: run the same command again"
+            )
+        for record in self.records.values():
+            if record.valid != record.classified:
+                raise IncompleteError(
+                    f"{self.plan.scene.path}: block at row {record.row}, column {record.col} has {record.valid} valid "
+                    f"pixels but {record.classified} classified ones: this is a fault of the program, please report it"
+                )

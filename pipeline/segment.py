@@ -1,0 +1,174 @@
+"""The whole job for one scene: plan, stage, segment, prove coverage, publish, replace. What flows and commands wrap.
+
+A run works in `OUT/.widefield/runs/<name>/<key>/`; the folder becomes `OUT/<name>/` by one rename when all is done.
+The key names everything that decides the bytes, so a rerun of the same command goes on where the last one stopped,
+and a changed one starts anew without touching what is published.
+"""
+
+import json
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from models.bundle import open_bundle
+from models.engines.base import EngineRecord, EngineRequest
+from models.engines.prepare import prepare
+from models.spec import ModelSpec
+from pipeline import report, resources, workshop
+from pipeline.errors import IncompleteError, SceneError, UsageError
+from pipeline.executors import Executor
+from pipeline.ledger import BlockRecord, Ledger
+from pipeline.outputs import LEDGER, RUN, STEPS
+from pipeline.plan import GDAL_CACHE, Plan, PlanOptions, cheapest_tile, choose_bands, make_plan
+from pipeline.replace import exchange
+from pipeline.scene import SceneAddress, open_scene
+from pipeline.schedule import Listener, Progress, Schedule
+from pipeline.worker import PublishTask, TaskReport, perform
+from pipeline.workshop import HIDDEN
+
+LARGEST_TILE = 1024
+"""Default limit for the tile on a CPU, in pixels: larger ones save a few percent and cost four times the memory."""
+
+
+@dataclass(frozen=True)
+class SegmentRequest:
+    """What a user asks for: one scene, one bundle, one output folder, and how."""
+
+    scene: SceneAddress
+    bundle: Path
+    out: Path
+    """Folder of all outputs; this scene's go to `out / name`."""
+    name: str
+    """Relative folder and stem of the scene."""
+    options: PlanOptions = field(default_factory=PlanOptions)
+    backend: Literal["auto", "torch", "openvino", "null"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    tile: int | None = None
+    """Largest tile allowed, in pixels; None: `LARGEST_TILE`."""
+    threads: int | None = None
+    """Engine threads in each worker; None: the cores at hand, at most 8."""
+    keep_staged: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Where the result appears."""
+        return self.out / self.name
+
+    @property
+    def workshop(self) -> Path:
+        """Where runs for this result work, and where their lock is."""
+        return self.out / HIDDEN / "runs" / self.name
+
+    @property
+    def staged(self) -> Path:
+        """The cache of staged scenes."""
+        return self.out / HIDDEN / "staged"
+
+
+def plan_request(request: SegmentRequest) -> Plan:
+    """The frozen plan of a request. The engine is compiled, gated and measured by this, once for each machine.
+
+    Raises:
+        UsageError: the bundle is unusable.
+        SceneError: the scene is unreadable, or does not fit the bundle or this machine.
+        EngineError: no engine passes here.
+    """
+    bundle = open_bundle(request.bundle)
+    resources.limit_caches(GDAL_CACHE)
+    with open_scene(request.scene) as scene:
+        address = choose_bands(scene, bundle.spec)
+        dtype, shape = scene.dtype, (scene.height, scene.width)
+    if dtype not in bundle.spec.dtypes:
+        raise SceneError(
+            f"{address.path} holds {dtype}, bundle '{bundle.spec.name}' takes {', '.join(bundle.spec.dtypes)}: "
+            "use a bundle that was trained on this type"
+        )
+    with open_scene(address) as scene:
+        engine = _engine(request, bundle.path, bundle.spec, dtype, shape)
+        return make_plan(scene, bundle.spec, bundle.path.absolute(), engine, out=request.out, options=request.options)
+
+
+def _engine(request: SegmentRequest, bundle: Path, spec: ModelSpec, dtype: str, shape: tuple[int, int]) -> EngineRecord:
+    largest = request.tile or LARGEST_TILE
+    if request.tile is not None and request.tile not in spec.tiles:
+        raise UsageError(f"--tile {request.tile}: bundle '{spec.name}' has tiles {', '.join(map(str, spec.tiles))}")
+    asked = EngineRequest(
+        backend=request.backend,
+        precision=request.precision,
+        tile=cheapest_tile(*shape, spec, largest),
+        dtype=dtype,
+    )
+    return prepare(bundle, asked if request.threads is None else replace(asked, threads=request.threads))
+
+
+def segment_scene(request: SegmentRequest, executor: Executor, listen: Listener = lambda _: None) -> dict[str, Any]:
+    """Segment one scene into `request.folder`; returns the facts of its `run.json`.
+
+    Every block whose record and shard agree is kept, so an interrupted run goes on where it stopped. With nothing left
+    to do the published facts are returned as they are, and `unchanged` is set.
+
+    Raises:
+        OutputError: the folder cannot be written, or a living run holds it.
+        IncompleteError: some blocks failed twice; nothing was published, a rerun tries only those.
+        SceneError, EngineError: see `plan_request`.
+    """
+    plan = plan_request(replace(request, options=replace(request.options, workers=executor.workers)))
+    with workshop.locked(request.workshop):
+        run = request.workshop / plan.key[:16]
+        workshop.adopt_published(plan, request.folder, run)
+        records = workshop.open_run(plan, run)
+        if not plan.remaining(records) and (facts := workshop.published(request.folder, plan)):
+            workshop.sweep(request.workshop)
+            return {**facts, "unchanged": True}
+        facts = _Job(plan, run, executor, listen).work(records, request.staged, keep_staged=request.keep_staged)
+        exchange(run, request.folder)
+        workshop.sweep(request.workshop)
+    return facts
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One run, from its first open block to the complete folder."""
+
+    plan: Plan
+    run: Path
+    executor: Executor
+    listen: Listener
+
+    def work(self, records: dict[tuple[int, int], BlockRecord], cache: Path, *, keep_staged: bool) -> dict[str, Any]:
+        """Do what is left and write every output; returns the facts of `run.json`."""
+        clock = [time.perf_counter()]
+        schedule = Schedule(self.plan, self.run, records, self.listen)
+        with workshop.staged(self.plan, self.run, cache, keep=keep_staged):
+            schedule.start()
+            for outcome in self.executor.run(perform, schedule, self.plan.key[:16]):
+                schedule.finish(outcome)
+            schedule.check()
+            clock.append(time.perf_counter())
+            reports = schedule.reports + self.publish([step for step in STEPS if step != "item"])
+            clock.append(time.perf_counter())
+        Ledger(self.run / LEDGER).compact(schedule.records.values())
+        seconds = {"segment": clock[1] - clock[0], "publish": clock[2] - clock[1]}
+        facts = report.facts(self.plan, list(schedule.records.values()), reports, seconds, len(records))
+        (self.run / RUN).write_text(json.dumps(facts, indent=1), encoding="utf-8")
+        self.publish(["item"])
+        return facts
+
+    def publish(self, steps: list[str]) -> list[TaskReport]:
+        """Make the outputs `steps` on workers.
+
+        Raises:
+            IncompleteError: one could not be made; the blocks are kept.
+        """
+        reports = []
+        tasks = (PublishTask(str(self.run), step) for step in steps)
+        for outcome in self.executor.run(perform, tasks, f"{self.plan.key[:16]}-publish"):
+            if outcome.error is not None:
+                raise IncompleteError(
+                    f"{outcome.task.step} could not be published: {outcome.error}; the blocks are kept, "
+                    "a rerun publishes them"
+                )
+            reports.append(outcome.value)
+            self.listen(Progress("publish", len(reports), len(steps)))
+        return reports
