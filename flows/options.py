@@ -1,0 +1,228 @@
+"""What a command line may say, as frozen values: each field is one option, and its help."""
+
+import contextlib
+import functools
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, Field, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+
+import typer
+
+from pipeline.errors import LabelError, UsageError
+from pipeline.grid import Window
+
+if TYPE_CHECKING:
+    from pipeline.segment import SegmentRequest
+
+_COLOR = re.compile("#[0-9A-Fa-f]{6}")
+
+ScenePath = Annotated[Path, typer.Argument(metavar="SCENE", help="A GeoTIFF, or a folder of them.")]
+BundleDir = Annotated[Path, typer.Option("--bundle", help="Folder of the trained model.")]
+OutDir = Annotated[Path, typer.Option("--out", help="Folder for results; each scene gets a folder of its name.")]
+ResultDir = Annotated[Path, typer.Argument(metavar="OUT", help="A result, or a folder of results.")]
+Images = Annotated[Path, typer.Option("--images", help="Folder of labelled GeoTIFF scenes, or one scene.")]
+Labels = Annotated[
+    Path, typer.Option("--labels", help="Vector file, class raster, or a folder of them named after the scenes.")
+]
+Attribute = Annotated[
+    str | None, typer.Option(help="Field of the polygons that holds the class; without it all are class 1.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts, one line a scene.")]
+Scheduler = Annotated[
+    str | None, typer.Option("--scheduler", help="Address of a Dask scheduler; its workers must see --out.")
+]
+KeepStaged = Annotated[bool, typer.Option("--keep-staged", help="Keep the staged zarr for the next run.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How scenes are read, cut and computed: the same for every command that segments."""
+
+    block: Annotated[
+        int | None, typer.Option(min=1, help="Wanted block edge in pixels; the nearest whole number of cores is taken.")
+    ] = None
+    tile: Annotated[int | None, typer.Option(min=1, help="Largest tile allowed, in pixels: one of the bundle's.")] = (
+        None
+    )
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes on this machine.")] = 1
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Engine threads a worker (part of the engine's identity).")
+    ] = None
+    engine: Annotated[
+        Literal["auto", "torch", "openvino", "null"],
+        typer.Option(help="What runs the network; `null` measures the pipeline alone."),
+    ] = "auto"
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"],
+        typer.Option(help="`auto`: bf16 where the processor has it and parity holds."),
+    ] = "auto"
+    stage: Annotated[
+        Literal["always", "auto", "never"],
+        typer.Option(help="Tile the scene into zarr first; `auto`: where the file is made of strips."),
+    ] = "auto"
+    bands: Annotated[
+        str | None, typer.Option(help="Bands of the file in the bundle's order, counted from 1, as in 1,2,3.")
+    ] = None
+    nodata: Annotated[float | None, typer.Option(help="Nodata of a file that does not say, or says it wrongly.")] = None
+    window: Annotated[str | None, typer.Option(help="A part of the scene: ROW,COL,HEIGHT,WIDTH in pixels.")] = None
+    any_resolution: Annotated[
+        bool, typer.Option("--any-resolution", help="Do not insist on the bundle's range of pixel sizes.")
+    ] = False
+
+    def request(self, path: Path | str, name: str, bundle: Path, out: Path, **more: Any) -> "SegmentRequest":
+        """The request to segment one scene into `out / name`.
+
+        Raises:
+            UsageError: the bands or the window are not numbers as they should be.
+        """
+        from pipeline.plan import PlanOptions
+        from pipeline.scene import SceneAddress
+        from pipeline.segment import SegmentRequest
+
+        bands = numbers(self.bands, "--bands", least=1)
+        options = PlanOptions(
+            block=self.block,
+            stage={"always": True, "never": False}.get(self.stage),
+            any_resolution=self.any_resolution,
+            workers=self.workers,
+        )
+        return SegmentRequest(
+            scene=SceneAddress(str(Path(path).absolute()), bands, self.nodata, self._part()),
+            bundle=bundle,
+            out=out,
+            name=name,
+            options=options,
+            backend=self.engine,
+            precision=self.precision,
+            tile=self.tile,
+            threads=self.threads,
+            **more,
+        )
+
+    def _part(self) -> Window | None:
+        part = numbers(self.window, "--window", count=4)
+        try:
+            return Window(*part) if part else None
+        except ValueError as error:
+            raise UsageError(f"--window {self.window}: {error}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """What decides what a training gives, beside the scenes and their labels."""
+
+    classes: Annotated[list[str], typer.Option("--class", help="NAME or NAME=#RRGGBB, once for each class, 0 first.")]
+    name: Annotated[str, typer.Option(help="Name of the model.")] = "segmenter"
+    attribute: Attribute = None
+    split: Annotated[
+        Path | None,
+        typer.Option(help="CSV with columns `scene,split`; else names ending in -train or -val, else the ground."),
+    ] = None
+    chip: Annotated[int, typer.Option(min=64, help="Edge of a chip, in pixels.")] = 512
+    bands: Annotated[str | None, typer.Option(help="Bands of the files to train on, counted from 1.")] = None
+    width: Annotated[float, typer.Option(min=0.01, help="Multiplier of the encoder's channels.")] = 0.75
+    decoder: Annotated[str, typer.Option(help="Channels of the decoder's five stages, deepest first.")] = (
+        "192,128,64,32,16"
+    )
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the optimiser.")] = 2400
+    batch: Annotated[int, typer.Option(min=1, help="Crops a step.")] = 8
+    crop: Annotated[int, typer.Option(min=32, help="Edge of a crop, in pixels.")] = 256
+    rate: Annotated[float, typer.Option(help="Largest learning rate.")] = 1.5e-3
+    warmup: Annotated[int, typer.Option(min=0, help="Steps until the largest learning rate.")] = 200
+    foreground: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of crops from chips with a class other than 0.")
+    ] = 0.25
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same weights.")] = 0
+    precision: Annotated[
+        Literal["32-true", "bf16-mixed"],
+        typer.Option(help="`bf16-mixed` is about twice as fast where the processor has bf16."),
+    ] = "32-true"
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the processor.")] = None
+    licence: Annotated[str, typer.Option(help="SPDX identifier of the weights' licence.")] = "Apache-2.0"
+    attribution: Annotated[str, typer.Option(help="Credit line that outputs carry.")] = ""
+    card: Annotated[Path | None, typer.Option(help="Markdown for the model card: data, extent, known failures.")] = None
+
+    def palette(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Names of the classes, and their colours; no colours leave the choice to the training.
+
+        Raises:
+            UsageError: a colour is none, or only some classes have one.
+        """
+        names, _, colors = zip(*(text.partition("=") for text in self.classes), strict=True)
+        wrong = [text for text, color in zip(self.classes, colors, strict=True) if not _COLOR.fullmatch(color)]
+        if any(colors) and wrong:
+            raise UsageError(f"--class {wrong[0]}: give every class a colour, as in building=#E4572E, or none")
+        return names, tuple(color.upper() for color in colors) if any(colors) else ()
+
+
+def numbers(text: str | None, option: str, *, count: int | None = None, least: int = 0) -> tuple[int, ...] | None:
+    """`1,2,3` as whole numbers, each at least `least`.
+
+    Raises:
+        UsageError: they are something else, or not `count` of them.
+    """
+    if text is None:
+        return None
+    try:
+        values = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{option} {text}: give whole numbers with commas between them") from None
+    if count is not None and len(values) != count:
+        raise UsageError(f"{option} {text}: got {len(values)} numbers, {count} are needed")
+    if min(values) < least:
+        raise UsageError(f"{option} {text}: the least number allowed is {least}")
+    return values
+
+
+def existing(path: Path, option: str) -> Path:
+    """The path that an option names.
+
+    Raises:
+        UsageError: nothing is there.
+    """
+    if not path.exists():
+        raise UsageError(f"{option} {path}: no such file or folder")
+    return path
+
+
+@contextlib.contextmanager
+def readable(path: Path | None, option: str) -> Iterator[None]:
+    """Turns what comes of reading the small file that an option names into a usage error."""
+    try:
+        yield
+    except (OSError, UnicodeDecodeError, LabelError) as error:
+        raise UsageError(f"{option} {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def spelled_out(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with its parameter `options` replaced by the fields of that parameter's class."""
+    hints = get_type_hints(command, include_extras=True)
+    kind = hints.pop("options")
+    types = get_type_hints(kind, include_extras=True)
+    own = [
+        given.replace(annotation=hints[given.name])
+        for given in inspect.signature(command).parameters.values()
+        if given.name != "options"
+    ]
+    theirs = [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=_default(field), annotation=types[field.name]
+        )
+        for field in fields(kind)
+    ]
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        chosen = kind(**{field.name: given.pop(field.name) for field in fields(kind)})
+        command(**given, options=chosen)
+
+    run.__signature__ = inspect.Signature([*own, *theirs])  # type: ignore[attr-defined]  # what inspect.signature reads
+    run.__annotations__ = {each.name: each.annotation for each in (*own, *theirs)}
+    return run
+
+
+def _default(field: "Field[Any]") -> Any:
+    return inspect.Parameter.empty if field.default is MISSING else field.default
