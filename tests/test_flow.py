@@ -1,0 +1,88 @@
+"""The flow under a real Prefect server on the loopback interface: what the server's own interface says about it."""
+
+import json
+import re
+import subprocess
+import sys
+import urllib.request
+from base64 import b64decode
+from pathlib import Path
+
+import pytest
+from drawn_scenes import noise, write_tiff
+
+from flows.server import free_port, local_server
+
+pytestmark = pytest.mark.xdist_group("prefect")
+
+RUNS = """
+import json, sys
+from flows.segment import segment_scene
+for parameters in json.load(sys.stdin):
+    segment_scene(**parameters, return_state=True)
+"""
+
+
+def ask(port, path):
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/api/{path}/filter", b"{}", {"content-type": "application/json"}
+    )
+    with urllib.request.urlopen(request) as answer:  # noqa: S310 - our own loopback
+        return json.load(answer)
+
+
+@pytest.fixture(scope="module")
+def served(bundle, tmp_path_factory):
+    """Three runs of the flow, one process: a good scene, a bad one, a wrong parameter; what the server tells."""
+    folder, port = tmp_path_factory.mktemp("served"), free_port()
+    good, bad = write_tiff(folder / "good.tif", noise(3, 900, 1000)), folder / "bad.tif"
+    bad.write_bytes(b"no image")
+    rest = {"bundle": str(bundle), "out": str(folder / "o"), "engine": "null"}
+    runs = [{"scene": str(good), **rest}, {"scene": str(bad), **rest}, {"scene": "wrong.tif", "workers": 0, **rest}]
+    with local_server(folder / "prefect", port) as environment:
+        root = Path(__file__).parents[1]
+        command = [sys.executable, "-c", RUNS]
+        subprocess.run(command, input=json.dumps(runs), text=True, env=environment, check=True, cwd=root)
+        told = {path: ask(port, path) for path in ("flow_runs", "task_runs", "artifacts")}
+    return told | {"folder": folder}
+
+
+def state(served, scene):
+    return next(run["state"] for run in served["flow_runs"] if run["parameters"]["scene"].endswith(scene))
+
+
+def test_a_good_scene_completes(served):
+    assert state(served, "good.tif")["type"] == "COMPLETED"
+    assert (served["folder"] / "o" / "good" / "mask.tif").exists()
+
+
+def test_prefect_sees_phases_and_no_tiles(served):
+    names = [re.sub("-[0-9a-f]{3}$", "", run["name"]) for run in served["task_runs"]]
+    assert sorted(names) == ["plan", "plan", "segment"]
+
+
+def test_a_run_is_named_after_its_scene(served):
+    assert "segment good.tif" in {run["name"] for run in served["flow_runs"]}
+
+
+def test_the_artifact_shows_the_result_in_a_small_picture(served):
+    (artifact,) = (a for a in served["artifacts"] if a["key"] == "segment-scene")
+    assert "| c0 | 100.00% |" in artifact["data"]
+    picture = re.search(r"!\[preview\]\(data:image/jpeg;base64,(.*)\)", artifact["data"])
+    assert len(picture[0]) <= 200_000
+    assert b64decode(picture[1]).startswith(b"\xff\xd8")
+
+
+def test_a_bad_scene_fails_with_the_reason_and_is_not_tried_again(served):
+    assert state(served, "bad.tif")["type"] == "FAILED"
+    assert "is not a TIFF" in state(served, "bad.tif")["message"]
+
+
+def test_wrong_parameters_fail_before_anything_runs(served):
+    assert state(served, "wrong.tif")["type"] == "FAILED"
+    assert "workers" in state(served, "wrong.tif")["message"]
+
+
+def test_nothing_is_left_of_the_server(served):
+    log = (served["folder"] / "prefect" / "server.log").read_text()
+    assert "Traceback" not in log
