@@ -205,14 +205,22 @@ class DaskExecutor:
             client.cancel(list(flight), force=True)
 
     def _wait(self, client: Any, finished: "queue.Queue[Any]") -> Any:
+        """The next future that is done.
+
+        Raises:
+            WidefieldError: the scheduler is gone, and every task in flight with it.
+        """
         while True:
             try:
-                return finished.get(timeout=2)
+                future = finished.get(timeout=2)
             except queue.Empty:
-                if client.status != "running":
-                    raise WidefieldError(
-                        "the Dask scheduler is gone: what is recorded stays; run the same command again to go on"
-                    ) from None
+                future = None
+            if client.status != "running":
+                raise WidefieldError(
+                    "the Dask scheduler is gone: what is recorded stays; run the same command again to go on"
+                )
+            if future is not None:
+                return future
 
 
 def _outcome(task: Any, future: Any) -> Outcome:

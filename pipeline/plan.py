@@ -23,15 +23,18 @@ from pipeline.errors import PlanError
 from pipeline.georef import Georef
 from pipeline.grid import TileGrid, Window
 from pipeline.scene import Radiometry, Scene, SceneAddress
+from pipeline.staging import stage_windows
 
 SCHEMA = 1
-BLOCK_CORES = 4
-"""Cores along the edge of a default block: large enough that reading its rim costs little."""
+BLOCK_CORES = 2
+"""Cores along the edge of a default block: four would read a seventh less, and hold four times as much in memory."""
 TASK_SECONDS = 15.0
 """Wanted length of a task on a CPU."""
-GDAL_CACHE = 64 * 2**20
+GDAL_CACHE = 32 * 2**20
 """Bytes of decoded source blocks that GDAL may keep in each process."""
-SLACK = 160 * 2**20
+COG_CACHE = 16 * 2**20
+"""Likewise while a COG is written: more makes it no faster."""
+SLACK = 128 * 2**20
 """Bytes for what is not counted one by one: zarr's buffers, report pages, the allocator's fragmentation."""
 
 
@@ -118,10 +121,8 @@ class Plan:
         return [
             ("scene", f"{self.scene.path}: {grid.height} x {grid.width} px, {len(self.bands)} x {self.dtype}"),
             ("bundle", f"{self.spec.name} ({engine.bundle[:12]})"),
-            (
-                "engine",
-                f"{engine.backend} {engine.precision}, {engine.threads} threads ({engine.digest[:12]}; {engine.version})",
-            ),
+            ("engine", f"{engine.backend} {engine.precision}, {engine.threads} threads ({engine.digest[:12]})"),
+            ("versions", engine.version),
             ("tile", f"{grid.tile} px, halo {grid.halo}, core {grid.core}"),
             ("tiles", f"{costs.tiles} ({costs.overhead:.2f} network pixels per scene pixel)"),
             ("blocks", f"{costs.blocks} of {self.block} px in {costs.tasks} tasks"),
@@ -333,7 +334,8 @@ def _costs(
     source = min(rim, grid.extent.height) * min(rim, grid.extent.width) * pixel_bytes
     owned = min(block, grid.height) * min(block, grid.width) * planes
     batch = engine.batch * engine.tile**2 * (pixel_bytes + planes)
-    working = 4 * source + 4 * owned + 3 * batch
+    segmenting = 4 * source + 4 * owned + 3 * batch
+    staging = 3 * max(window.pixels for window in stage_windows(scene)) * pixel_bytes if stage else 0
     return Costs(
         tiles=grid.tiles(block),
         overhead=grid.overhead(block),
@@ -343,7 +345,7 @@ def _costs(
         read_bytes=sum(grid.source(window).pixels for window in blocks) * pixel_bytes,
         written_bytes=grid.scene.pixels * planes * 3,
         free_bytes=shutil.disk_usage(_existing(out)).free,
-        peak_bytes=engine.peak_bytes + working + GDAL_CACHE + SLACK,
+        peak_bytes=engine.peak_bytes + max(segmenting, staging) + GDAL_CACHE + SLACK,
         engine_bytes=engine.peak_bytes,
         seconds=grid.tiles(block) * engine.seconds_per_tile,
     )

@@ -1,10 +1,16 @@
 import os
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+from distributed import Client
 
-from pipeline.errors import OutputError, SceneError, UsageError
+from flows.server import free_port
+from pipeline.errors import OutputError, SceneError, UsageError, WidefieldError
 from pipeline.executors import DaskExecutor, SerialExecutor
 
 
@@ -20,8 +26,6 @@ class Number:
 
 def by_value(function):
     """Send the function's code, not its module's name: workers do not have the tests on their path."""
-    import sys
-
     from distributed.protocol.pickle import cloudpickle
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -101,3 +105,66 @@ def test_at_most_two_tasks_a_worker_are_in_flight(cluster):
 def test_a_scheduler_that_does_not_answer_is_one_line():
     with pytest.raises(OutputError, match="no Dask scheduler answers at tcp"):
         DaskExecutor(scheduler="tcp://127.0.0.1:1").__enter__()
+
+
+@pytest.fixture
+def foreign():
+    """A scheduler and a worker that were not started by us: (address, scheduler process)."""
+    port = free_port()
+    address = f"tcp://127.0.0.1:{port}"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
+    common = ["--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0"]
+    scheduler = subprocess.Popen(
+        [sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", str(port), *common], **quiet
+    )
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1", *common], **quiet
+    )
+    with Client(address, timeout="30s", set_as_default=False) as client:
+        client.wait_for_workers(1, timeout=30)
+    yield address, scheduler
+    for process in (worker, scheduler):
+        process.terminate()
+        process.wait(20)
+
+
+@pytest.mark.xdist_group("dask")
+def test_workers_of_a_foreign_scheduler_are_used_once_they_see_the_output(foreign, tmp_path):
+    with DaskExecutor(scheduler=foreign[0], shared=tmp_path) as executor:
+        assert executor.workers == 1
+        assert squares(executor) == EXPECTED
+    assert list(tmp_path.iterdir()) == []
+
+
+def sleep(task):
+    time.sleep(task.value)
+    return task.value
+
+
+@pytest.mark.xdist_group("dask")
+def test_what_an_earlier_client_left_for_this_output_is_cancelled_first(foreign):
+    by_value(sleep)
+    with Client(foreign[0], set_as_default=False) as earlier:
+        left = [earlier.submit(sleep, Number(2), key=f"widefield-test-{n}", pure=False) for n in range(20)]
+        other = earlier.submit(sleep, Number(0), key="widefield-other-0", pure=False)
+        while not any(earlier.processing().values()):
+            time.sleep(0.05)
+        with DaskExecutor(scheduler=foreign[0]) as executor:
+            (outcome,) = executor.run(sleep, iter([Number(0)]), "test")
+        assert outcome.value == 0
+        assert {future.status for future in left} <= {"cancelled", "finished"}
+        assert sum(future.status == "finished" for future in left) < 10
+        assert other.result(timeout=10) == 0
+
+
+@pytest.mark.xdist_group("dask")
+def test_a_scheduler_that_dies_ends_the_run_with_a_word(foreign):
+    by_value(sleep)
+    address, scheduler = foreign
+    with DaskExecutor(scheduler=address) as executor:
+        outcomes = executor.run(sleep, (Number(n) for n in (0, 60, 60, 60)), "test")
+        assert next(outcomes).value == 0
+        scheduler.kill()
+        with pytest.raises(WidefieldError, match="scheduler is gone: what is recorded stays"):
+            next(outcomes)

@@ -54,7 +54,6 @@ def run(path, folder, monkeypatch, *, block, batch=1, window=None, nodata=None):
     workshop.open_run(plan, folder)
     monkeypatch.setattr(worker, "_engine", lambda run: (ExactEngine(), frozenset()))
     tasks = [worker.Task(str(folder), (block_,)) for block_ in plan.blocks]
-    worker._plan.cache_clear()
     records = [record for task in tasks for record in worker.perform(task).records]
     return store.read_plane(folder / "mask.zarr", "labels", plan.grid.scene), records
 
