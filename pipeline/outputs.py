@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline import store
 from pipeline.ledger import Ledger
-from pipeline.plan import GDAL_CACHE, Plan
+from pipeline.plan import COG_CACHE, Plan
 from pipeline.publish.cog import write_cog
 from pipeline.publish.preview import write_preview
 from pipeline.publish.stac import write_item
@@ -39,7 +39,7 @@ def _cog(plane: str, name: str) -> Callable[[Plan, Path], None]:
             georef=plan.georef,
             classes=plan.spec.classes,
             attribution=plan.spec.attribution,
-            cache_mb=GDAL_CACHE // 2**20,
+            cache_mb=COG_CACHE >> 20,
         )
 
     return write

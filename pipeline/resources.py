@@ -6,6 +6,7 @@ Linux tells it all through /proc; elsewhere the figures that cannot be had are N
 import os
 import resource
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -52,10 +53,12 @@ def threads() -> frozenset[int]:
 
 
 def cpu_seconds(*, without: frozenset[int] = frozenset()) -> float | None:
-    """CPU seconds of this process's living threads, except those in `without`; None where the system does not tell."""
+    """CPU seconds of this process, ended threads included, except those of the living threads `without`; None where
+    the system does not tell.
+    """
     if not TASKS.is_dir():
         return None
-    return sum(_thread_nanoseconds(thread) for thread in threads() - without) / 1e9
+    return time.process_time() - sum(map(_thread_nanoseconds, without)) / 1e9
 
 
 def _thread_nanoseconds(thread: int) -> int:

@@ -14,6 +14,8 @@ from pipeline.ledger import BlockRecord
 
 CELL = 128
 """Edge of the cells within which a pixel's ground area counts as constant, in pixels: 2e-5 off at 0.01 degrees."""
+EVEN = 1e-6
+"""Relative difference up to which the pixels of two cells count as equal in area."""
 BINS = 16
 
 
@@ -37,11 +39,18 @@ def class_areas(labels: NDArray[np.uint8], window: Window, georef: Georef) -> di
     pixel = georef.pixel_area(*np.meshgrid(centre_rows, centre_cols, indexing="ij"))
     if pixel is None:
         return {}
-    areas = np.zeros(256)
-    for i, row in enumerate(rows):
-        for j, col in enumerate(cols):
-            areas += histogram(labels[row : row + CELL, col : col + CELL]) * pixel[i, j]
+    areas = _areas(labels, pixel)
     return {int(value): float(areas[value]) for value in np.flatnonzero(areas) if value != NODATA}
+
+
+def _areas(labels: NDArray[np.uint8], pixel: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Area by value, (256,), of `labels` (H, W), whose cells have pixels of area `pixel`; equal ones count at once."""
+    if np.ptp(pixel) <= EVEN * pixel.max():
+        return np.asarray(histogram(labels) * pixel.mean())
+    axis = 0 if np.ptp(pixel, axis=0).max() >= np.ptp(pixel, axis=1).max() else 1
+    middle = pixel.shape[axis] // 2
+    parts = zip(np.split(labels, [middle * CELL], axis), np.split(pixel, [middle], axis), strict=True)
+    return np.asarray(np.sum([_areas(*part) for part in parts], axis=0))
 
 
 def confidence_bins(confidence: NDArray[np.uint8]) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ last block behind. A block is read once, as one window (its tiles' union); tiles
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from models.engines.base import Batch, Engine
+from models.engines.base import Batch, Engine, EngineRecord
 from models.spec import NODATA
 from pipeline import outputs, resources, store
 from pipeline.grid import Core, Window
@@ -128,12 +128,15 @@ def segment_blocks(task: Task) -> Iterator[BlockRecord]:
     ):
         flight: deque[_Tiles] = deque()
         finished: deque[Future[BlockRecord]] = deque()
+
+        def finish(block: _Block) -> None:
+            # One block is written while the next is computed: without this wait a slow disk would fill the memory.
+            wait(list(finished)[-1:])
+            finished.append(writer.submit(_finish, plan, run, block))
+
         blocks = _ahead(reader, lambda window: _Block.read(plan, source, window), task.windows)
-        for planes in engine.map(
-            _batches(plan, blocks, flight, lambda block: finished.append(writer.submit(_finish, plan, run, block)))
-        ):
-            for block in _keep(flight.popleft(), planes):
-                finished.append(writer.submit(_finish, plan, run, block))
+        for planes in engine.map(_batches(plan, blocks, flight, finish)):
+            _keep(flight.popleft(), planes, finish)
             while finished and finished[0].done():
                 yield finished.popleft().result()
         while finished:
@@ -230,14 +233,14 @@ def _launch(tiles: _Tiles, flight: deque[_Tiles], scale: NDArray[np.float32], of
     return Batch(np.stack(pixels), np.stack(valid), scale, offset)
 
 
-def _keep(tiles: _Tiles, planes: NDArray[np.uint8]) -> Iterator[_Block]:
-    """Hand a batch's planes (N, P, T, T) to the cores that own them; yields the blocks that are complete by it."""
+def _keep(tiles: _Tiles, planes: NDArray[np.uint8], finish: Callable[[_Block], object]) -> None:
+    """Hand a batch's planes (N, P, T, T) to the cores that own them; what is complete by it goes to `finish`."""
     for (block, tile), answer in zip(tiles, planes, strict=True):
         for core in block.tiles[tile]:
             block.keep(core, answer)
         block.waiting -= 1
         if block.waiting == 0:
-            yield block
+            finish(block)
 
 
 def _finish(plan: Plan, run: Path, block: _Block) -> BlockRecord:
@@ -264,17 +267,27 @@ def _finish(plan: Plan, run: Path, block: _Block) -> BlockRecord:
     return record
 
 
-@lru_cache(maxsize=4)
 def _plan(run: str) -> Plan:
-    return Plan.load(Path(run) / PLAN)
+    path = Path(run) / PLAN
+    return _plan_as_of(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _plan_as_of(path: Path, _changed: int) -> Plan:
+    return Plan.load(path)
+
+
+def _engine(run: str) -> tuple[Engine, frozenset[int]]:
+    """The run's engine and the threads that came with it."""
+    plan = _plan(run)
+    return _load(str(plan.bundle), plan.engine.to_json())
 
 
 @lru_cache(maxsize=1)
-def _engine(run: str) -> tuple[Engine, frozenset[int]]:
-    """The run's engine, loaded once a process, and the threads that came with it."""
+def _load(bundle: str, record: str) -> tuple[Engine, frozenset[int]]:
+    """Load and check an engine, once a process: the next scene of an archive finds it here."""
     from models.engines.load import load_engine
 
-    plan = _plan(run)
     before = resources.threads()
-    engine = load_engine(plan.bundle, plan.engine)
+    engine = load_engine(bundle, EngineRecord.from_json(record))
     return engine, resources.threads() - before

@@ -56,7 +56,7 @@ def test_the_key_names_all_that_decides_the_bytes_and_nothing_else(scene, tmp_pa
         {"fingerprint": "other"},
         {"engine": replace(ENGINE, digest="e" * 64)},
         {"engine": replace(ENGINE, bundle="c" * 64)},
-        {"block": 128},
+        {"block": 192},
         {"grid": replace(plan.grid, halo=0)},
         {"radiometry": replace(plan.radiometry, offset=(1.0, 0.0, 0.0))},
         {"scene": replace(plan.scene, nodata=0.0)},
@@ -147,7 +147,7 @@ def test_a_bundle_in_dn_takes_stored_numbers_whatever_the_file_scales(tmp_path):
 
 def test_the_nearest_whole_number_of_cores_is_taken():
     grid = TileGrid(10_000, 10_000, tile=1024, halo=64)
-    assert [nearest_block(grid, wanted) for wanted in (None, 1, 1024, 4096)] == [3584, 896, 896, 4480]
+    assert [nearest_block(grid, wanted) for wanted in (None, 1, 1024, 4096)] == [1792, 896, 896, 4480]
 
 
 def test_small_scenes_are_cut_into_smaller_blocks_unless_that_repeats_tiles():

@@ -3,9 +3,10 @@
 import errno
 import warnings
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from pipeline.georef import Georef
 from pipeline.grid import Window
 from pipeline.publish.classes import rgb
 from pipeline.publish.files import SIDECAR, replacing
+from pipeline.publish.pyramid import Plane, mean_of_four, mode_of_four
 from pipeline.store import read_plane
 
 CONFIDENCE_STEPS = 254
@@ -43,8 +45,8 @@ class _Look:
     """What a GIS is told about one plane."""
 
     description: str
-    resampling: str
-    """How overviews are made."""
+    halve: Callable[[Plane], Plane]
+    """Half of it, for overviews."""
     scale: float = 1.0
     """Physical value of a stored 1."""
     palette: dict[int, Colour] = field(default_factory=dict)
@@ -54,11 +56,11 @@ class _Look:
 
 def _look(plane: str, classes: Sequence[Class]) -> _Look:
     if plane != "labels":
-        return _Look(f"{plane}: probability, stored x {CONFIDENCE_STEPS}", "AVERAGE", scale=1 / CONFIDENCE_STEPS)
+        return _Look(f"{plane}: probability, stored x {CONFIDENCE_STEPS}", mean_of_four, scale=1 / CONFIDENCE_STEPS)
     palette: dict[int, Colour] = {entry.id: (*rgb(entry), 255) for entry in classes}
     palette[NODATA] = (0, 0, 0, 0)
     names = tuple(entry.name for entry in classes)
-    return _Look("labels: class of each pixel", "MODE", palette=palette, names=names)
+    return _Look("labels: class of each pixel", mode_of_four, palette=palette, names=names)
 
 
 def write_cog(
@@ -88,17 +90,18 @@ def write_cog(
         _write_flat(mask_store, plane, flat, look=look, georef=georef, attribution=attribution)
         if look.names:
             _write_names(Path(f"{flat}{SIDECAR}"), look.names)
+        levels = [flat, *_write_levels(flat, look.halve)]
         rasterio.shutil.copy(
-            str(flat),
+            str(_pyramid(levels)),
             str(draft),
             driver="COG",
             blocksize=_BLOCK,
             compress="DEFLATE",
             bigtiff="IF_SAFER",
-            overview_resampling=look.resampling,
             num_threads=_THREADS,
         )
-        flat.unlink()
+        for level in levels:
+            level.unlink()
         _check(draft, mask_store, plane)
 
 
@@ -117,10 +120,50 @@ def _write_flat(mask_store: Path, plane: str, flat: Path, *, look: _Look, georef
     """A tiled GeoTIFF without overviews: the COG driver copies only from a finished file."""
     stored = _stored(mask_store, plane)
     height, width = stored.shape
-    with _create(flat, stored, georef) as dataset:
+    with _create(flat, height, width, _tile(stored.chunks[0]), georef) as dataset:
         _describe(dataset, look, georef, attribution)
         for window in _parts(height, width, stored.chunks[0]):
             dataset.write(read_plane(mask_store, plane, window), 1, window=_raster(window))
+
+
+def _write_levels(flat: Path, halve: Callable[[Plane], Plane]) -> Iterator[Path]:
+    """The overviews of `flat`, each half of the one before, until one fits a tile: GDAL's own take three times as
+    long, and memory that grows with the width.
+    """
+    larger = flat
+    for level in count(1):
+        with _open(larger) as source:
+            if max(source.shape) <= _BLOCK:
+                return
+            smaller = flat.with_name(f"flat-{level}.tif")
+            _write_half(source, smaller, halve)
+        yield smaller
+        larger = smaller
+
+
+def _write_half(source: Any, smaller: Path, halve: Callable[[Plane], Plane]) -> None:
+    height, width = (-(-length // 2) for length in source.shape)
+    tile = source.block_shapes[0][0]
+    with _create(smaller, height, width, tile, Georef(None, None)) as dataset:
+        for window in _parts(source.height, source.width, 2 * tile):
+            half = Window(window.row // 2, window.col // 2, -(-window.height // 2), -(-window.width // 2))
+            dataset.write(halve(source.read(1, window=_raster(window))), 1, window=_raster(half))
+
+
+def _pyramid(levels: Sequence[Path]) -> Path:
+    """A virtual raster: the first of `levels`, with the others as its overviews."""
+    path = levels[0].with_suffix(".vrt")
+    with _open(levels[0]) as flat:
+        rasterio.shutil.copy(flat, str(path), driver="VRT")
+    root = ET.parse(path).getroot()  # noqa: S314 - GDAL wrote it
+    band = root.find("VRTRasterBand")
+    assert band is not None  # noqa: S101 - GDAL wrote one
+    for level in levels[1:]:
+        overview = ET.SubElement(band, "Overview")
+        ET.SubElement(overview, "SourceFilename", relativeToVRT="1").text = level.name
+        ET.SubElement(overview, "SourceBand").text = "1"
+    ET.ElementTree(root).write(path, encoding="utf-8")
+    return path
 
 
 def _stored(mask_store: Path, plane: str) -> Any:
@@ -153,16 +196,14 @@ def _check(draft: Path, mask_store: Path, plane: str) -> None:
                 cog.read(1, window=_raster(window))
 
 
-def _create(flat: Path, stored: Any, georef: Georef) -> Any:
-    height, width = stored.shape
-    tile = _tile(stored.chunks[0])
+def _create(path: Path, height: int, width: int, tile: int, georef: Georef) -> Any:
     place: dict[str, Any] = {}
     if georef.crs is not None:
         place["crs"] = CRS.from_wkt(georef.crs)
     if georef.transform is not None:
         place["transform"] = rasterio.Affine(*georef.transform)
     return _open(
-        flat,
+        path,
         "w",
         driver="GTiff",
         height=height,
@@ -173,8 +214,8 @@ def _create(flat: Path, stored: Any, georef: Georef) -> Any:
         tiled=True,
         blockxsize=tile,
         blockysize=tile,
-        compress="DEFLATE",
-        zlevel=1,
+        compress="ZSTD",
+        zstd_level=1,
         bigtiff="IF_SAFER",
         **place,
     )
