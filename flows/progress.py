@@ -75,7 +75,7 @@ def bar(name: str, console: Console, *, quiet: bool = False) -> "Iterator[Listen
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[state]}"))
     with Bar(*columns, console=console, transient=True) as shown:
-        task, pace = shown.add_task(name, total=None, state="planning; a first run compiles the engine"), Pace()
+        task, pace = shown.add_task(name, total=None, state="starting; a first run compiles the engine"), Pace()
 
         def listen(event: "Progress") -> None:
             state = event.phase
