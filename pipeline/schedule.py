@@ -54,6 +54,10 @@ class Schedule(Iterator[Task | StageTask | None]):
 
     def start(self) -> None:
         """Find out what must be staged; the staged store is in place by now."""
+        self._plan_staging()
+        self.listen(Progress("segment", self.resumed, self.plan.grid.scene.pixels, self.resumed))
+
+    def _plan_staging(self) -> None:
         wanted = [self.plan.grid.source(window) for task in self._tasks for window in task.windows]
         if not self.plan.stage or not wanted:
             return

@@ -52,6 +52,7 @@ def test_progress_counts_pixels_up_to_all(run):
         schedule.finish(outcome)
     schedule.check()
     assert events[-1] == Progress("segment", 180 * 230, 180 * 230)
+    assert events[0] == Progress("segment", 0, 180 * 230)
     assert [event.done for event in events] == sorted({event.done for event in events})
 
 
