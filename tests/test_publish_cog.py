@@ -73,6 +73,14 @@ def test_a_mask_is_a_valid_cog_with_the_pixels_of_the_store(tmp_path):
         assert mask.tags()["TIFFTAG_COPYRIGHT"] == "© somebody"
 
 
+@pytest.mark.parametrize(
+    "shape", [(2048, 1024), (1500, 512), (700, 1023), (600, 384), (512, 512), (100, 90), (1, 3000)]
+)
+def test_a_cog_is_valid_whatever_its_shape(tmp_path, shape):
+    labels = np.random.default_rng(0).integers(0, 2, shape).astype(np.uint8)
+    assert cog_validate(written(tmp_path, labels, NORTH_UP), strict=True) == (True, [], [])
+
+
 @pytest.mark.parametrize("kind", GEOREFS)
 def test_crs_transform_and_pixel_meaning_are_those_of_the_scene(tmp_path, kind):
     georef = GEOREFS[kind]

@@ -30,8 +30,8 @@ from pipeline.store import read_plane
 CONFIDENCE_STEPS = 254
 """A stored confidence of 254 is a probability of 1, so that 255 stays nodata."""
 
-_BLOCK = 512
-"""Edge of the COG's own tiles, in pixels."""
+_BLOCK, _OTHER_BLOCK = 512, 384
+"""Edges that the blocks of a COG may have, in pixels."""
 _PART = 4096
 """Columns that are read at once."""
 _THREADS = 1
@@ -90,12 +90,13 @@ def write_cog(
         _write_flat(mask_store, plane, flat, look=look, georef=georef, attribution=attribution)
         if look.names:
             _write_names(Path(f"{flat}{SIDECAR}"), look.names)
-        levels = [flat, *_write_levels(flat, look.halve)]
+        block = block_edge(*_stored(mask_store, plane).shape)
+        levels = [flat, *_write_levels(flat, look.halve, block)]
         rasterio.shutil.copy(
             str(_pyramid(levels)),
             str(draft),
             driver="COG",
-            blocksize=_BLOCK,
+            blocksize=block,
             compress="DEFLATE",
             bigtiff="IF_SAFER",
             num_threads=_THREADS,
@@ -103,6 +104,18 @@ def write_cog(
         for level in levels:
             level.unlink()
         _check(draft, mask_store, plane)
+
+
+def block_edge(height: int, width: int) -> int:
+    """Edge of the COG's blocks, in pixels: 512, as is usual, unless that is just the width of a level.
+
+    Validators take a level of one block's width for strips. The two edges never meet the same width, halved or not.
+    """
+    while max(height, width) > _BLOCK:
+        if width == _BLOCK:
+            return _OTHER_BLOCK
+        height, width = -(-height // 2), -(-width // 2)
+    return _BLOCK
 
 
 @contextmanager
@@ -126,14 +139,14 @@ def _write_flat(mask_store: Path, plane: str, flat: Path, *, look: _Look, georef
             dataset.write(read_plane(mask_store, plane, window), 1, window=_raster(window))
 
 
-def _write_levels(flat: Path, halve: Callable[[Plane], Plane]) -> Iterator[Path]:
-    """The overviews of `flat`, each half of the one before, until one fits a tile: GDAL's own take three times as
+def _write_levels(flat: Path, halve: Callable[[Plane], Plane], block: int) -> Iterator[Path]:
+    """The overviews of `flat`, each half of the one before, until one fits a block: GDAL's own take three times as
     long, and memory that grows with the width.
     """
     larger = flat
     for level in count(1):
         with _open(larger) as source:
-            if max(source.shape) <= _BLOCK:
+            if max(source.shape) <= block:
                 return
             smaller = flat.with_name(f"flat-{level}.tif")
             _write_half(source, smaller, halve)
