@@ -11,9 +11,7 @@ from models.engines.cache import MANIFEST, Cache
 from pipeline.errors import OutputError
 from pipeline.staging import StageCache
 from pipeline.store import folder_bytes
-from pipeline.workshop import HIDDEN
-
-LOCK = "lock"
+from pipeline.workshop import HIDDEN, LOCK
 
 
 @dataclass(frozen=True)

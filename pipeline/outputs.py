@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pipeline import store
+from pipeline.errors import UnreadableError
 from pipeline.ledger import Ledger
 from pipeline.plan import COG_CACHE, Plan
 from pipeline.publish.cog import write_cog
@@ -20,14 +21,26 @@ from pipeline.statistics import class_totals, mean_confidence
 
 PLAN, MASK, LEDGER, STAGED, RUN = "plan.json", "mask.zarr", "ledger", "image.zarr", "run.json"
 """Names inside a run's folder; `STAGED` is a link into the cache of staged scenes, gone once the run is published."""
+ITEM = "item.json"
 
 ASSETS = ("mask.tif", "mask.tif.aux.xml", "confidence.tif", "preview.png", "mask.qml", RUN)
 """Published files that the STAC item lists, where they exist."""
 
 
 def open_source(plan: Plan, run: Path) -> Source:
-    """The staged store if the run has one, else the scene where it lies."""
-    return store.open_image(run.joinpath(STAGED).resolve()) if plan.stage else open_scene(plan.scene)
+    """The staged store if the run has one, else the scene where it lies.
+
+    Raises:
+        UnreadableError: it is not the content that was planned.
+    """
+    return _planned(plan, store.open_image(run.joinpath(STAGED).resolve()) if plan.stage else open_scene(plan.scene))
+
+
+def _planned(plan: Plan, source: Source) -> Source:
+    if source.fingerprint != plan.fingerprint:
+        source.close()
+        raise UnreadableError(f"{plan.scene.path} has changed since this run was planned: run it again")
+    return source
 
 
 def _cog(plane: str, name: str) -> Callable[[Plan, Path], None]:
@@ -69,7 +82,7 @@ def _complete_source(plan: Plan, run: Path) -> Source:
             wanted = set(stage_windows(scene))
         if wanted <= staged_windows(run.joinpath(STAGED).resolve()):
             return open_source(plan, run)
-    return open_scene(plan.scene)
+    return _planned(plan, open_scene(plan.scene))
 
 
 def _style(plan: Plan, run: Path) -> None:

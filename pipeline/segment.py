@@ -24,6 +24,7 @@ from pipeline.plan import GDAL_CACHE, Plan, PlanOptions, cheapest_tile, choose_b
 from pipeline.replace import exchange
 from pipeline.scene import SceneAddress, open_scene
 from pipeline.schedule import Listener, Progress, Schedule
+from pipeline.verify import verify
 from pipeline.worker import PublishTask, TaskReport, perform
 from pipeline.workshop import HIDDEN
 
@@ -113,18 +114,28 @@ def segment_scene(request: SegmentRequest, executor: Executor, listen: Listener 
         IncompleteError: some blocks failed twice; nothing was published, a rerun tries only those.
         SceneError, EngineError: see `plan_request`.
     """
+    # Workers on a foreign cluster have working folders of their own.
+    request = replace(request, out=request.out.absolute())
     plan = plan_request(replace(request, options=replace(request.options, workers=executor.workers)))
     with workshop.locked(request.workshop):
         run = request.workshop / plan.key[:16]
-        workshop.adopt_published(plan, request.folder, run)
-        records = workshop.open_run(plan, run)
-        if not plan.remaining(records) and (facts := workshop.published(request.folder, plan)):
+        if facts := _complete(plan, request.folder):
             workshop.sweep(request.workshop)
             return {**facts, "unchanged": True}
+        workshop.check_place(request.folder)
+        workshop.adopt_published(plan, request.folder, run)
+        records = workshop.open_run(plan, run)
         facts = _Job(plan, run, executor, listen).work(records, request.staged, keep_staged=request.keep_staged)
+        workshop.check_place(request.folder)
         exchange(run, request.folder)
         workshop.sweep(request.workshop)
     return facts
+
+
+def _complete(plan: Plan, folder: Path) -> dict[str, Any] | None:
+    """The facts of the published result if it is of this plan, and `verify` finds nothing that is to be mended."""
+    facts = workshop.published(folder, plan)
+    return None if facts is None or verify(folder).problems else facts
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,14 @@ from pipeline.errors import UsageError, WidefieldError
 from pipeline.georef import Georef
 from pipeline.grid import Window
 from pipeline.ledger import BlockRecord, Ledger
-from pipeline.outputs import ASSETS, LEDGER, MASK, PLAN, RUN
+from pipeline.outputs import ASSETS, ITEM, LEDGER, MASK, PLAN, RUN
 from pipeline.plan import Plan
 from pipeline.scene import SceneAddress, open_scene
 from pipeline.shards import open_array
 from pipeline.statistics import class_totals
 from pipeline.workshop import is_intact
 
-ITEM, MASK_TIF = "item.json", "mask.tif"
+MASK_TIF = "mask.tif"
 _SHA256_MULTIHASH = "1220"
 
 
@@ -45,7 +45,12 @@ def results(out: Path) -> list[Path]:
         UsageError: there are none.
     """
     found = sorted(
-        path.parent for path in out.rglob(RUN) if not any(part.startswith(".") for part in path.relative_to(out).parts)
+        {
+            path.parent
+            for name in (RUN, MASK)  # a result that has lost its report is one still
+            for path in out.rglob(name)
+            if not any(part.startswith(".") for part in path.relative_to(out).parts)
+        }
     )
     if not found:
         raise UsageError(f"no result at or below {out}: give a folder that `widefield segment --out` made")
@@ -128,6 +133,7 @@ def _report(plan: Plan, folder: Path, records: Records) -> Iterator[str]:
 
 
 def _files(folder: Path) -> Iterator[str]:
+    """The published files against the checksums of their item: a line for each that is missing or has changed."""
     try:
         item = json.loads((folder / ITEM).read_text(encoding="utf-8"))
         checksums = {

@@ -17,12 +17,17 @@ from filelock import FileLock, Timeout
 from pipeline import store
 from pipeline.errors import OutputError
 from pipeline.ledger import BlockRecord, Ledger
-from pipeline.outputs import LEDGER, MASK, PLAN, RUN, STAGED
+from pipeline.outputs import ASSETS, ITEM, LEDGER, MASK, PLAN, RUN, STAGED
 from pipeline.plan import Plan
 from pipeline.scene import open_scene
+from pipeline.shards import open_array
 from pipeline.staging import StageCache
 
 HIDDEN = ".widefield"
+LOCK = "lock"
+
+_OURS = {PLAN, MASK, LEDGER, STAGED, ITEM, *ASSETS}
+_OURS |= {f"{name}.aux.xml" for name in _OURS}
 
 
 @contextlib.contextmanager
@@ -30,7 +35,7 @@ def locked(workshop: Path) -> Iterator[None]:
     """Hold the output alone. The system frees the lock when its owner dies."""
     try:
         workshop.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(workshop / "lock", timeout=0)
+        lock = FileLock(workshop / LOCK, timeout=0)
         lock.acquire()
     except Timeout:
         raise OutputError(f"another run holds {workshop}: wait for it, or choose another --out") from None
@@ -46,9 +51,10 @@ def locked(workshop: Path) -> Iterator[None]:
 
 def open_run(plan: Plan, run: Path) -> dict[tuple[int, int], BlockRecord]:
     """Make the run's folder, or sweep what a killed one left; returns the records that can be trusted."""
-    run.mkdir(parents=True, exist_ok=True)
-    if not (run / PLAN).exists() or not (run / MASK / "zarr.json").exists():
-        shutil.rmtree(run / MASK, ignore_errors=True)
+    if _stored_key(run) != plan.key:  # after an exchange, a replaced result may lie here until it is swept
+        for name in (MASK, LEDGER):
+            shutil.rmtree(run / name, ignore_errors=True)
+        run.mkdir(parents=True, exist_ok=True)
         store.create_mask(
             run / MASK,
             height=plan.grid.height,
@@ -64,6 +70,18 @@ def open_run(plan: Plan, run: Path) -> dict[tuple[int, int], BlockRecord]:
     return trusted_records(plan, run)
 
 
+def _stored_key(run: Path) -> str | None:
+    """Key of the plan that the run's store was made for; None where there is no whole store."""
+    try:
+        facts = json.loads((run / MASK / "zarr.json").read_bytes())
+        widefield = facts["attributes"]["widefield"]
+        for plane in widefield["planes"]:
+            open_array(run / MASK / plane)
+        return str(widefield["key"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def trusted_records(plan: Plan, run: Path) -> dict[tuple[int, int], BlockRecord]:
     """The recorded blocks whose stored bytes still have the recorded digest."""
     recorded = Ledger(run / LEDGER).records()
@@ -76,25 +94,43 @@ def is_intact(plan: Plan, run: Path, record: BlockRecord) -> bool:
 
 
 def published(folder: Path, plan: Plan) -> dict[str, Any] | None:
-    """The facts of the result in `folder` if it was made by this very plan."""
+    """The facts of the result in `folder` if it was made by this very plan, and its store can be opened."""
     try:
         facts: dict[str, Any] = json.loads((folder / RUN).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return facts if facts.get("key") == plan.key else None
+    return facts if facts.get("key") == plan.key == _stored_key(folder) else None
 
 
 def adopt_published(plan: Plan, folder: Path, run: Path) -> None:
     """Start from a published result of the same key, so that only its damaged blocks are done again."""
-    if run.exists() or published(folder, plan) is None:
+    if _stored_key(run) == plan.key or published(folder, plan) is None:
         return
+    shutil.rmtree(run, ignore_errors=True)
     partial = run.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for name in (MASK, LEDGER):
-        shutil.copytree(folder / name, partial / name)
-    shutil.copy(folder / PLAN, partial / PLAN)
+    shutil.copytree(folder / MASK, partial / MASK)
+    if (folder / LEDGER).is_dir():
+        shutil.copytree(folder / LEDGER, partial / LEDGER)
     partial.rename(run)
+
+
+def check_place(folder: Path) -> None:
+    """Make sure that nothing but a result lies where a result is to be: what it replaces is removed.
+
+    Raises:
+        OutputError: something else lies there, the user's own files or the results of other scenes.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise OutputError(f"{folder} is a file, a result needs a folder there: move it away")
+    if foreign := sorted(entry.name for entry in folder.iterdir() if entry.name not in _OURS):
+        raise OutputError(
+            f"{folder} holds {foreign[0]}, which is no part of a result, and the result would replace the folder: "
+            "move it away, or choose another --out"
+        )
 
 
 @contextlib.contextmanager
@@ -111,7 +147,7 @@ def staged(plan: Plan, run: Path, cache: Path, *, keep: bool) -> Iterator[None]:
 
 
 def sweep(workshop: Path) -> None:
-    """Remove what older runs and the replaced result left."""
+    """Remove what older runs and the replaced result left, but no workshop of a scene of a folder of this name."""
     for entry in workshop.iterdir():
-        if entry.is_dir():
+        if entry.is_dir() and not any(entry.rglob(LOCK)):
             shutil.rmtree(entry, ignore_errors=True)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from pipeline.ledger import Ledger
 from pipeline.plan import PlanOptions
 from pipeline.scene import SceneAddress
 from pipeline.segment import SegmentRequest, plan_request, segment_scene
+from pipeline.verify import verify
 
 SHAPE = (420, 500)
 
@@ -121,6 +123,63 @@ def test_a_new_result_replaces_the_old_one_and_nothing_is_left_beside(scene, bun
     facts = segment_scene(request(scene, bundle, tmp_path), SerialExecutor())
     assert json.loads((tmp_path / "scene/run.json").read_text())["key"] == facts["key"]
     assert [path.name for path in (tmp_path / ".widefield/runs/scene").iterdir()] == ["lock"]
+
+
+def test_a_folder_that_is_no_result_is_never_replaced(scene, bundle, tmp_path):
+    own = tmp_path / "scene" / "scene.tif"
+    own.parent.mkdir()
+    own.write_bytes(scene.read_bytes())
+    with pytest.raises(OutputError, match=r"holds scene.tif, which is no part of a result"):
+        segment_scene(request(own, bundle, tmp_path, backend="null"), SerialExecutor())
+    assert own.read_bytes() == scene.read_bytes()
+
+
+def test_a_lost_or_damaged_file_of_a_published_result_is_made_again(scene, bundle, tmp_path):
+    one = request(scene, bundle, tmp_path, backend="null")
+    facts = segment_scene(one, SerialExecutor())
+    (tmp_path / "scene/mask.tif").write_bytes(b"damaged")
+    shutil.rmtree(tmp_path / "scene/mask.zarr/confidence")
+    again = segment_scene(one, SerialExecutor())
+    assert again["blocks"]["done"] == facts["blocks"]["total"]
+    assert verify(tmp_path / "scene").problems == ()
+
+
+def test_a_replaced_result_that_was_not_swept_is_not_taken_for_a_run(reference, scene, bundle, tmp_path):
+    segment_scene(request(scene, bundle, tmp_path, backend="null", block=128), SerialExecutor())
+    one = request(scene, bundle, tmp_path, block=128)
+    left = one.workshop / plan_request(one).key[:16]
+    shutil.move(tmp_path / "scene", left)  # as after an exchange whose sweep was killed halfway
+    next(path for path in (left / "mask.zarr/labels/c").rglob("*") if path.is_file()).unlink()
+    facts = segment_scene(one, SerialExecutor())
+    assert facts["blocks"]["resumed"] == 0
+    assert digest(tmp_path / "scene") == digest(reference[0])
+
+
+def test_tasks_name_their_run_whatever_the_working_folder_of_a_worker(scene, bundle, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    seen = []
+
+    class Noting(SerialExecutor):
+        def run(self, function, tasks, run):
+            return super().run(lambda task: seen.append(task.run) or function(task), tasks, run)
+
+    segment_scene(request(scene, bundle, Path("out"), backend="null"), Noting())
+    assert all(Path(run).is_absolute() for run in seen)
+
+
+def test_a_scene_that_changes_during_a_run_is_not_mixed_into_its_result(scene, bundle, tmp_path):
+    changing = tmp_path / "scene.tif"
+    changing.write_bytes(scene.read_bytes())
+
+    class Changing(SerialExecutor):
+        def run(self, function, tasks, run):
+            for outcome in super().run(function, tasks, run):
+                changing.touch()
+                yield outcome
+
+    with pytest.raises(IncompleteError, match="has changed since this run was planned"):
+        segment_scene(request(changing, bundle, tmp_path / "out", backend="null", block=64), Changing())
+    assert not (tmp_path / "out/scene").exists()
 
 
 def test_two_runs_cannot_write_one_output(scene, bundle, tmp_path):
