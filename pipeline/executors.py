@@ -9,6 +9,7 @@ import queue
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from pipeline import resources
-from pipeline.errors import OutputError, SceneError, WidefieldError
+from pipeline.errors import OutputError, SceneError, UsageError, WidefieldError
 
 log = logging.getLogger(__name__)
 
@@ -108,9 +109,16 @@ class DaskExecutor:
             raise OutputError(
                 f"no Dask scheduler answers at {self.scheduler}: {error}; start one, or leave out --scheduler"
             ) from error
+        except ValueError as error:
+            self._close()
+            raise UsageError(f"--scheduler {self.scheduler}: {error}; give one like tcp://127.0.0.1:8786") from error
         self._stack.append(client)
         if self.scheduler:
-            self._join_foreign_cluster(client)
+            try:
+                self._join_foreign_cluster(client)
+            except BaseException:
+                self._close()
+                raise
         return self
 
     def __exit__(
@@ -226,14 +234,14 @@ class DaskExecutor:
 def _outcome(task: Any, future: Any) -> Outcome:
     from distributed.scheduler import KilledWorker
 
-    if future.status == "finished":
-        return Outcome(task, future.result())
-    if future.status == "cancelled":
-        return Outcome(task, error="its worker was lost and the task with it")
-    error = future.exception()
-    if isinstance(error, KilledWorker):
+    try:
+        return Outcome(task, future.result())  # runs anew if the worker that held it died meanwhile
+    except KilledWorker:
         return Outcome(task, error="it killed the worker that ran it, again and again")
-    return _failure(task, error)
+    except CancelledError:
+        return Outcome(task, error="its worker was lost and the task with it")
+    except Exception as error:  # noqa: BLE001 - whatever the task raised is its outcome
+        return _failure(task, error)
 
 
 def _read_token(path: str) -> str | None:

@@ -14,6 +14,7 @@ from pipeline.plan import Plan, runs
 from pipeline.scene import open_scene
 from pipeline.staging import stage_windows, staged_windows
 from pipeline.worker import StageTask, Task, TaskReport
+from pipeline.workshop import is_intact
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,10 @@ class Schedule(Iterator[Task | StageTask | None]):
         self._tasks = deque(Task(str(run), windows) for windows in runs(remaining, plan.task_blocks))
         self._suspects: deque[Task] = deque()
         self._staging: deque[StageTask] = deque()
-        self._missing: set[Window] = set()
-        """Windows that are not staged yet."""
+        self._unit = (1, 1)
+        """Rows and columns of a window of staging: they lie on a lattice."""
+        self._missing: set[tuple[int, int]] = set()
+        """First (row, col) of the windows that are not staged yet."""
 
     def start(self) -> None:
         """Find out what must be staged; the staged store is in place by now."""
@@ -58,14 +61,24 @@ class Schedule(Iterator[Task | StageTask | None]):
         self.listen(Progress("segment", self.resumed, self.plan.grid.scene.pixels, self.resumed))
 
     def _plan_staging(self) -> None:
-        wanted = [self.plan.grid.source(window) for task in self._tasks for window in task.windows]
-        if not self.plan.stage or not wanted:
+        if not self.plan.stage or not self._tasks:
             return
         with open_scene(self.plan.scene) as scene:
             windows = stage_windows(scene)
         here = staged_windows((self.run / STAGED).resolve())
-        self._missing = {w for w in windows if w not in here and any(w.intersect(source) for source in wanted)}
-        self._staging = deque(StageTask(str(self.run), window) for window in windows if window in self._missing)
+        self._unit = (windows[0].height, windows[0].width)
+        wanted = {place for task in self._tasks for place in self._places(task)}
+        waiting = [window for window in windows if window not in here and (window.row, window.col) in wanted]
+        self._missing = {(window.row, window.col) for window in waiting}
+        self._staging = deque(StageTask(str(self.run), window) for window in waiting)
+
+    def _places(self, task: Task) -> Iterator[tuple[int, int]]:
+        """First (row, col) of the windows of staging that the task's blocks read."""
+        rows, cols = self._unit
+        for source in map(self.plan.grid.source, task.windows):
+            for row in range(source.row // rows * rows, source.stop_row, rows):
+                for col in range(source.col // cols * cols, source.stop_col, cols):
+                    yield row, col
 
     def __next__(self) -> Task | StageTask | None:
         if self._tasks and self._ready(self._tasks[0]):
@@ -79,8 +92,7 @@ class Schedule(Iterator[Task | StageTask | None]):
         return None
 
     def _ready(self, task: Task) -> bool:
-        sources = [self.plan.grid.source(window) for window in task.windows]
-        return not any(missing.intersect(source) for missing in self._missing for source in sources)
+        return not self._missing or self._missing.isdisjoint(self._places(task))
 
     def finish(self, outcome: Outcome) -> None:
         """Take in what became of a task.
@@ -94,7 +106,7 @@ class Schedule(Iterator[Task | StageTask | None]):
             return
         self.reports.append(outcome.value)
         if isinstance(task, StageTask):
-            self._missing.discard(task.window)
+            self._missing.discard((task.window.row, task.window.col))
             return
         for record in outcome.value.records:
             self.records[record.row, record.col] = record
@@ -112,7 +124,8 @@ class Schedule(Iterator[Task | StageTask | None]):
         else:
             recorded = Ledger(self.run / LEDGER).records()
             for window in task.windows:
-                if record := recorded.get((window.row, window.col)):
+                record = recorded.get((window.row, window.col))
+                if record and is_intact(self.plan, self.run, record):  # the ledger may speak of a damaged shard
                     self.records[window.row, window.col] = record
                     self._done += window.pixels
                 else:
@@ -125,8 +138,9 @@ class Schedule(Iterator[Task | StageTask | None]):
         waiting = [window for pending in self._tasks for window in pending.windows]
         lost = [window for window in waiting if task.window.intersect(self.plan.grid.source(window))]
         self.failed.update(dict.fromkeys(lost, error))
-        self._missing.discard(task.window)
-        left = [window for window in waiting if window not in set(lost)]
+        self._missing.discard((task.window.row, task.window.col))
+        gone = set(lost)
+        left = [window for window in waiting if window not in gone]
         self._tasks = deque(Task(task.run, windows) for windows in runs(left, self.plan.task_blocks))
 
     def check(self) -> None:

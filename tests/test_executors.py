@@ -32,6 +32,12 @@ def by_value(function):
     return function
 
 
+@pytest.mark.parametrize("address", ["localhost", "bad://127.0.0.1:8786"])
+def test_a_scheduler_address_that_is_none_is_a_usage_error(address):
+    with pytest.raises(UsageError, match=r"--scheduler .*give one like tcp://"), DaskExecutor(1, address):
+        pass
+
+
 def square(task):
     if task.value == 3:
         raise SceneError("three cannot be read")

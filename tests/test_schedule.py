@@ -71,6 +71,19 @@ def test_a_failed_task_is_tried_again_block_by_block_and_alone(run):
         schedule.check()
 
 
+def test_a_record_of_a_damaged_block_does_not_excuse_its_failure(run):
+    plan, folder = run
+    schedule = schedule_of(run)
+    for outcome in SerialExecutor().run(perform, schedule, "test"):
+        schedule.finish(outcome)
+    next(path for path in (folder / "mask.zarr/labels/c").rglob("*") if path.is_file()).unlink()
+    rerun = schedule_of(run)
+    task = next(rerun)
+    rerun.finish(Outcome(task, error="out of memory"))
+    assert next(rerun) == Task(task.run, task.windows, alone=True)
+    assert len(plan.remaining(rerun.records)) == 1
+
+
 def test_an_error_that_trying_again_cannot_help_stops_the_run(run):
     schedule = schedule_of(run)
     with pytest.raises(IncompleteError, match="another engine"):
