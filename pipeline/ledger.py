@@ -100,7 +100,7 @@ class Ledger:
 
     def _read(self) -> Iterator[BlockRecord]:
         for path in sorted(self.folder.glob("*.jsonl")):
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     yield BlockRecord.from_line(line)
                 except (ValueError, KeyError, TypeError):

@@ -262,7 +262,7 @@ def nearest_block(grid: TileGrid, wanted: int | None) -> int:
     blocks do not part cores that share a tile.
     """
     if wanted is not None:
-        return max(1, round(wanted / grid.core)) * grid.core
+        return min(max(1, round(wanted / grid.core)), max(grid.shape)) * grid.core
     count = BLOCK_CORES
     while count > 1 and np.prod([-(-cores // count) for cores in grid.shape]) < 4:
         if grid.tiles((count - 1) * grid.core) > grid.tiles():
@@ -364,7 +364,8 @@ def _check_machine(plan: Plan, options: PlanOptions) -> None:
             "free some, choose another --out"
             + (", or read the scene where it lies with --stage never" if plan.stage else "")
         )
-    limit = options.memory or resources.available_memory() // options.workers
+    # Workers that live on from the scene before hold an engine already.
+    limit = options.memory or (resources.available_memory() + resources.held_memory()) // options.workers
     if costs.peak_bytes > limit:
         raise PlanError(
             f"a worker may need {_size(costs.peak_bytes)} (block {plan.block}, tile {plan.grid.tile}), it can have "

@@ -3,6 +3,7 @@
 Linux tells it all through /proc; elsewhere the figures that cannot be had are None, and reports say so.
 """
 
+import contextlib
 import os
 import resource
 import sys
@@ -13,6 +14,7 @@ import psutil
 
 TASKS = Path("/proc/self/task")
 STATUS = Path("/proc/self/status")
+CGROUP = Path("/sys/fs/cgroup")
 
 
 def cores() -> int:
@@ -23,8 +25,26 @@ def cores() -> int:
 def available_memory() -> int:
     """Bytes that can be allocated now without swapping, within the control group if there is one."""
     free = int(psutil.virtual_memory().available)
-    limit, used = (_number(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
-    return min(free, limit - used) if limit is not None and used is not None else free
+    limit, used = (_number(CGROUP / name) for name in ("memory.max", "memory.current"))
+    return min(free, limit - used + _file_cache()) if limit is not None and used is not None else free
+
+
+def _file_cache() -> int:
+    """Bytes of files that the control group counts as used, and that the system gives up when asked for memory."""
+    try:
+        facts = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        return int(facts["active_file"]) + int(facts["inactive_file"])
+    except (OSError, ValueError, KeyError):
+        return 0
+
+
+def held_memory() -> int:
+    """Bytes that the workers hold now: this process's children, or this process where there are none."""
+    this, held = psutil.Process(), 0
+    for process in this.children(recursive=True) or [this]:
+        with contextlib.suppress(psutil.Error):  # it ended meanwhile
+            held += int(process.memory_info().rss)
+    return held
 
 
 def _number(path: Path) -> int | None:
@@ -70,7 +90,7 @@ def _thread_nanoseconds(thread: int) -> int:
 
 def total_memory() -> int:
     """Bytes of memory that this machine, or its control group, has."""
-    limit = _number(Path("/sys/fs/cgroup/memory.max"))
+    limit = _number(CGROUP / "memory.max")
     total = int(psutil.virtual_memory().total)
     return min(total, limit) if limit is not None else total
 

@@ -18,7 +18,7 @@ import numpy as np
 from pipeline.errors import UnreadableError
 from pipeline.grid import Window, round_up
 from pipeline.scene import Scene, SceneAddress, open_scene
-from pipeline.shards import sync
+from pipeline.shards import PARTIAL, partial_name, sync
 from pipeline.store import IMAGE_SHARD, create_image, folder_bytes, open_image, sweep, write_image
 
 STAGE_BYTES = 256 << 20
@@ -125,6 +125,8 @@ class StageCache:
         entry = self._entry(scene)
         with contextlib.ExitStack() as held:
             with self._guard():
+                for leftover in self.folder.glob(f"*{PARTIAL}"):  # a removal was killed
+                    shutil.rmtree(leftover)
                 entry.mkdir(exist_ok=True)
                 if _free(entry):
                     sweep(entry)
@@ -202,8 +204,10 @@ def _free(entry: Path) -> bool:
 
 
 def _remove(entry: Path) -> bool:
-    """Removes an entry that nobody holds; says whether it did."""
+    """Removes an entry that nobody holds; says whether it did. Killed meanwhile, it leaves no entry half there."""
     if not _free(entry):
         return False
-    shutil.rmtree(entry)
+    leftover = partial_name(entry)
+    entry.rename(leftover)
+    shutil.rmtree(leftover)
     return True

@@ -158,13 +158,13 @@ def write_image(path: Path | str, window: Window, pixels: Pixels, valid: Valid) 
 
 
 def shard_digest(path: Path | str, window: Window, planes: Sequence[str]) -> str:
-    """What `write_block` returned for these planes, computed from what is stored now; "" where a shard is missing."""
+    """What `write_block` returned for these planes, computed from what is stored; "" where a shard cannot be read."""
     digest = hashlib.sha256()
     for plane in planes:
         array = Path(path) / plane
         try:
             digest.update((array / shard_key(open_array(array), window)).read_bytes())
-        except FileNotFoundError:
+        except OSError:
             return ""
     return digest.hexdigest()
 
@@ -275,4 +275,8 @@ def sweep(path: Path | str) -> int:
 def folder_bytes(path: Path) -> int:
     """Bytes of a file, or of all files below a folder."""
     files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
+    total = 0
+    for file in files:
+        with contextlib.suppress(FileNotFoundError):  # a living writer has just renamed it
+            total += file.stat().st_size if file.is_file() else 0
+    return total

@@ -44,3 +44,12 @@ def test_compacting_keeps_the_records_in_one_file(tmp_path):
 
 def test_an_empty_folder_is_an_empty_ledger(tmp_path):
     assert Ledger(tmp_path / "nothing").records() == {}
+
+
+def test_a_line_that_is_no_text_any_more_is_no_record(tmp_path):
+    ledger = Ledger(tmp_path)
+    ledger.append(RECORD)
+    ledger.append(replace(RECORD, row=64))
+    file = next(tmp_path.glob("*.jsonl"))
+    file.write_bytes(b"\xff" + file.read_bytes()[1:])
+    assert list(ledger.records()) == [(64, 64)]

@@ -160,3 +160,7 @@ def test_the_tile_that_needs_the_fewest_network_pixels_is_chosen():
     assert cheapest_tile(200, 150, spec, 1024) == 256
     assert cheapest_tile(30_000, 30_000, spec, 1024) == 1024
     assert cheapest_tile(30_000, 30_000, spec, 512) == 512
+
+
+def test_a_block_is_never_larger_than_the_scene():
+    assert nearest_block(TileGrid(2000, 3000, tile=1024, halo=64), 10**9) == 4 * 896

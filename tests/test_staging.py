@@ -190,3 +190,19 @@ def test_parts_and_bands_of_a_scene_are_cached_apart(tmp_path):
         with cache.hold(open_scene(address)) as place:
             places.append(place)
     assert len(set(places)) == 3
+
+
+def test_a_removal_that_was_killed_leaves_no_entry_half_there(tmp_path, monkeypatch):
+    with scene_of(tmp_path, noise(1, 50, 50)) as scene:
+        cache = StageCache(tmp_path / "cache")
+        with monkeypatch.context() as patch:
+            patch.setattr("pipeline.staging.shutil.rmtree", killed)
+            with pytest.raises(KeyboardInterrupt), cache.hold(scene, keep=False) as path:
+                stage_all(scene, path)
+        with cache.hold(scene) as path:
+            assert staged_windows(path) == set()
+        assert len(cache.sizes()) == 1
+
+
+def killed(_folder, **_):
+    raise KeyboardInterrupt
