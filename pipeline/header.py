@@ -172,6 +172,8 @@ def _stored(value: float | None, dtype: np.dtype[Any]) -> Any:
     if value is None or math.isnan(value) or (math.isinf(value) and dtype.kind != "f"):
         return None
     if dtype.kind == "f":
-        return dtype.type(value) if math.isinf(value) or abs(value) <= np.finfo(dtype).max else None
+        with np.errstate(over="ignore"):
+            held = dtype.type(value)  # a decimal of float32's lowest number lies beyond it, and is meant
+        return held if math.isinf(value) or np.isfinite(held) else None
     limits = np.iinfo(dtype)
     return dtype.type(value) if value == int(value) and limits.min <= value <= limits.max else None

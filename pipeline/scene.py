@@ -121,8 +121,8 @@ class Scene:
         self._handles: list[Any] = []
         self._lock = threading.Lock()
         path = _checked(address.path)
-        self.fingerprint = fingerprint(path)
         with _mapped(address.path):
+            self.fingerprint = fingerprint(path)
             self._describe(self._handle())
 
     def _describe(self, file: Any) -> None:

@@ -39,7 +39,7 @@ def class_areas(labels: NDArray[np.uint8], window: Window, georef: Georef) -> di
     pixel = georef.pixel_area(*np.meshgrid(centre_rows, centre_cols, indexing="ij"))
     if pixel is None:
         return {}
-    areas = _areas(labels, pixel)
+    areas = _areas(labels, np.nan_to_num(pixel, nan=0.0))  # beyond the Earth's limb there is no ground
     return {int(value): float(areas[value]) for value in np.flatnonzero(areas) if value != NODATA}
 
 

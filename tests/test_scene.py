@@ -123,6 +123,14 @@ def test_nodata_of_the_address_replaces_that_of_the_file(tmp_path):
     assert read(path, nodata=-1)[1].all()
 
 
+def test_the_lowest_float_is_nodata_however_it_was_rounded(tmp_path):
+    pixels = noise(1, 40, 50, dtype="float32")
+    pixels[0, 4, 5] = np.finfo("float32").min
+    path = write_tiff(tmp_path / "a.tif", pixels)
+    assert np.argwhere(~read(path, nodata=-3.40282346638529e38)[1]).tolist() == [[4, 5]]
+    assert read(path, nodata=-1e39)[1].all()
+
+
 def test_a_window_of_the_address_is_a_scene_of_its_own(tmp_path):
     pixels = noise(2, 40, 50)
     path = write_tiff(tmp_path / "a.tif", pixels)

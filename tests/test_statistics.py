@@ -1,0 +1,16 @@
+import numpy as np
+import pytest
+
+from pipeline.georef import Georef
+from pipeline.grid import Window
+from pipeline.statistics import class_areas
+
+GEOSTATIONARY = "+proj=geos +h=35785831 +lon_0=0 +sweep=y +a=6378137 +b=6356752.3"
+
+
+def test_what_lies_beyond_the_limb_of_the_earth_has_no_area():
+    georef = Georef(GEOSTATIONARY, (10_000.0, 0.0, -7e6, 0.0, -10_000.0, 7e6))
+    labels = np.ones((1400, 1400), np.uint8)
+    seen = class_areas(labels, Window(0, 0, 1400, 1400), georef)[1]
+    assert seen == pytest.approx(2.12e14, rel=0.1)  # a cap of 81 degrees around the satellite's foot
+    assert class_areas(labels[:100, :100], Window(0, 0, 100, 100), georef) == {}
