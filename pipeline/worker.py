@@ -106,6 +106,7 @@ def perform(task: Task | StageTask | PublishTask) -> TaskReport:
             stage_window(plan.scene, str((Path(task.run) / STAGED).resolve()), task.window)
         case PublishTask():
             outputs.STEPS[task.step](_plan(task.run), Path(task.run))
+    resources.release_memory()
     after = resources.cpu_seconds(without=engine_threads)
     outside = None if cpu is None or after is None else max(after - cpu, 0.0)
     return TaskReport(time.perf_counter() - start, outside, resources.peak_memory(), records)

@@ -11,7 +11,7 @@ from distributed import Client
 
 from flows.server import free_port
 from pipeline.errors import OutputError, SceneError, UsageError, WidefieldError
-from pipeline.executors import DaskExecutor, SerialExecutor
+from pipeline.executors import DaskExecutor, SerialExecutor, _running_keys
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def test_what_an_earlier_client_left_for_this_output_is_cancelled_first(foreign)
     with Client(foreign[0], set_as_default=False) as earlier:
         left = [earlier.submit(sleep, Number(2), key=f"widefield-test-{n}", pure=False) for n in range(20)]
         other = earlier.submit(sleep, Number(0), key="widefield-other-0", pure=False)
-        while not any(earlier.processing().values()):
+        while len(earlier.run_on_scheduler(_running_keys, "widefield-test-")) < len(left):
             time.sleep(0.05)
         with DaskExecutor(scheduler=foreign[0]) as executor:
             (outcome,) = executor.run(sleep, iter([Number(0)]), "test")
