@@ -1,5 +1,6 @@
 """chips.zarr -> seeded, augmented batches. Batch number `step` of a seed is always the same batch."""
 
+import hashlib
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass
@@ -77,6 +78,14 @@ class Chips:
     def edge(self) -> int:
         """S."""
         return int(self.pixels.shape[-1])
+
+    def digest(self) -> str:
+        """SHA-256 over pixels, valid masks and labels, chip by chip."""
+        content = hashlib.sha256()
+        for index in range(len(self.header.chips)):
+            for array in (self.pixels, self.valid, self.labels):
+                content.update(np.asarray(array[index]).tobytes())
+        return content.hexdigest()
 
     def indices(self, split: str) -> list[int]:
         """Chips of `train` or `val`, in order."""

@@ -101,12 +101,13 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise TrainingError(f"{name} is {getattr(self, name)}: it must be at least 1")
 
-    def key(self, spec: ModelSpec) -> str:
-        """Digest of what decides the weights: these settings, and the chips by what was measured over them."""
+    def key(self, spec: ModelSpec, chips: str) -> str:
+        """Digest of what decides the weights: these settings, and the chips' bytes."""
         idle = {"chips", "out", "card", "name", "licence", "attribution", "colors", "codes", "storage", "tiles", "halo"}
         idle |= {"log_every", "save_every", "validate_every", "threads", "accelerator"}
         facts: dict[str, Any] = {name: value for name, value in asdict(self).items() if name not in idle}
         facts["bands"] = [band.model_dump() for band in spec.bands]
+        facts["chips"] = chips
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def rate(self, step: int) -> float:
@@ -145,7 +146,7 @@ def train(config: TrainConfig, report: Report = lambda _: None) -> Bundle:
 def _fit(config: TrainConfig, fabric: Fabric, chips: Chips, spec: ModelSpec, module: nn.Module, log: "_Log") -> None:  # noqa: PLR0917 - one caller
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's stubs
     model, optimizer = fabric.setup(module, torch.optim.AdamW(_groups(module, config.weight_decay), lr=config.lr))
-    checkpoint = _Checkpoint(fabric, config.out / "training.ckpt", config.key(spec))
+    checkpoint = _Checkpoint(fabric, config.out / "training.ckpt", config.key(spec, chips.digest()))
     start = checkpoint.resume(model=model, optimizer=optimizer)
     sampler = _sampler(config, chips, spec)
     with closing(read_ahead(sampler.batch_at, range(start, config.steps))) as batches:

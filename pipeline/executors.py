@@ -52,6 +52,8 @@ class Executor(Protocol):
 
     workers: int
     """Processes that work at the same time."""
+    memory: int | None
+    """Bytes that one of them may take; None: they share this machine's."""
 
     def run(self, function: Callable[[Any], Any], tasks: Iterator[Any | None], run: str) -> Iterator[Outcome]:
         """Outcomes as tasks complete, in any order; `run` names the output that the tasks belong to."""
@@ -62,16 +64,17 @@ class SerialExecutor:
     """One task after the other, here."""
 
     workers: int = 1
+    memory: int | None = None
 
     def run(self, function: Callable[[Any], Any], tasks: Iterator[Any | None], run: str) -> Iterator[Outcome]:
-        """See `Executor.run`. An exception that a user can mend is the outcome of its task alone."""
+        """See `Executor.run`. An exception is the outcome of its task alone."""
         del run
         for task in tasks:
             if task is None:
                 return
             try:
                 outcome = Outcome(task, function(task))
-            except WidefieldError as error:
+            except Exception as error:  # noqa: BLE001 - as on Dask: what one block raises is that block's outcome
                 outcome = _failure(task, error)
             yield outcome
 
@@ -96,6 +99,8 @@ class DaskExecutor:
     """Address such as `tcp://127.0.0.1:8786`; None starts a cluster that ends with this object."""
     shared: Path | None = None
     """Folder that the workers of a foreign scheduler must see too."""
+    memory: int | None = None
+    """The smallest limit of a foreign scheduler's workers, in bytes; found on entering."""
     _stack: list[Any] = field(default_factory=list)
 
     def __enter__(self) -> Self:
@@ -166,6 +171,7 @@ class DaskExecutor:
         if not addresses:
             raise OutputError(f"the scheduler at {self.scheduler} has no workers: start some with `dask worker`")
         self.workers = len(addresses)
+        self.memory = min((worker["memory_limit"] for worker in addresses.values()), default=0) or None
         if self.shared is None:
             return
         token, path = uuid.uuid4().hex, self.shared / f".token-{uuid.uuid4().hex}"

@@ -148,6 +148,13 @@ def read_georef(file: Any, path: str) -> Georef:
         raise UnreadableError(f"{path}: {error}") from error
 
 
+def control_points(file: Any) -> str:
+    """What places the file other than a transform does: `GCPs`, `RPCs`, or nothing."""
+    if file.gcps[0]:
+        return "GCPs"
+    return "RPCs" if file.rpcs else ""
+
+
 def read_nodata(file: Any, indexes: Sequence[int], nodata: float | None) -> tuple[float | None, ...]:
     """The nodata of each used band: the one given, else the file's."""
     values = file.nodatavals

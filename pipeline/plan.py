@@ -180,6 +180,8 @@ class PlanOptions:
     workers: int = 1
     memory: int | None = None
     """Bytes that one worker may take; None: the machine's available memory, shared by its workers."""
+    stored: int = 0
+    """Bytes that earlier runs of this output left on its disk: they need not be found again."""
 
 
 def choose_bands(scene: Scene, spec: ModelSpec) -> SceneAddress:
@@ -281,7 +283,8 @@ def make_plan(
     """
     notes = check_fit(scene, spec, any_resolution=options.any_resolution)
     if scene.georef.transform is None:
-        notes.append("the scene is not georeferenced: areas are given in pixels only")
+        control = f" (its {scene.control_points} are not carried over yet)" if scene.control_points else ""
+        notes.append(f"the scene is not georeferenced{control}: areas are given in pixels only")
     grid = TileGrid(scene.height, scene.width, engine.tile, spec.halo, spec.stride)
     block = nearest_block(grid, options.block)
     stage = not scene.tiled if options.stage is None else options.stage
@@ -358,7 +361,7 @@ def _existing(path: Path) -> Path:
 def _check_machine(plan: Plan, options: PlanOptions) -> None:
     costs = plan.costs
     needed = costs.staged_bytes + costs.written_bytes
-    if needed > costs.free_bytes:
+    if needed > costs.free_bytes + options.stored:
         raise PlanError(
             f"{plan.scene.path} may need {_size(needed)} of disk, {_size(costs.free_bytes)} are free: "
             "free some, choose another --out"

@@ -4,7 +4,6 @@ Linux tells it all through /proc; elsewhere the figures that cannot be had are N
 """
 
 import contextlib
-import contextlib
 import ctypes
 import os
 import resource
@@ -91,7 +90,7 @@ def _thread_nanoseconds(thread: int) -> int:
 
 
 def release_memory() -> None:
-    """Give freed memory back to the system, where the allocator can: one task's leavings are not the next one's floor."""
+    """Give freed memory back to the system, where the allocator can: a task starts from where the first one did."""
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -145,6 +145,7 @@ class Scene:
         self.compression = header.compression(file)
         self.radiometry = header.read_radiometry(file, self.indexes, self.address.path)
         self.georef = header.read_georef(file, self.address.path).window(self._part)
+        self.control_points = header.control_points(file)
         self.nodata = header.read_nodata(file, self.indexes, self.address.nodata)
         self._mask = header.read_mask(file, self.indexes, self.address.nodata, self.dtype)
         mask = self._mask

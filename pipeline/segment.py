@@ -24,6 +24,7 @@ from pipeline.plan import GDAL_CACHE, Plan, PlanOptions, cheapest_tile, choose_b
 from pipeline.replace import exchange
 from pipeline.scene import SceneAddress, open_scene
 from pipeline.schedule import Listener, Progress, Schedule
+from pipeline.store import folder_bytes
 from pipeline.verify import verify
 from pipeline.worker import PublishTask, TaskReport, perform
 from pipeline.workshop import HIDDEN
@@ -116,17 +117,19 @@ def segment_scene(request: SegmentRequest, executor: Executor, listen: Listener 
     """
     # Workers on a foreign cluster have working folders of their own.
     request = replace(request, out=request.out.absolute())
-    plan = plan_request(replace(request, options=replace(request.options, workers=executor.workers)))
+    left = sum(folder_bytes(folder) for folder in (request.folder, request.workshop, request.staged))
+    options = replace(request.options, workers=executor.workers, memory=executor.memory, stored=left)
+    plan = plan_request(replace(request, options=options))
     with workshop.locked(request.workshop):
         run = request.workshop / plan.key[:16]
         if facts := _complete(plan, request.folder):
             workshop.sweep(request.workshop)
             return {**facts, "unchanged": True}
-        workshop.check_place(request.folder)
+        workshop.check_place(request.folder, plan)
         workshop.adopt_published(plan, request.folder, run)
         records = workshop.open_run(plan, run)
         facts = _Job(plan, run, executor, listen).work(records, request.staged, keep_staged=request.keep_staged)
-        workshop.check_place(request.folder)
+        workshop.check_place(request.folder, plan)
         exchange(run, request.folder)
         workshop.sweep(request.workshop)
     return facts

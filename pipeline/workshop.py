@@ -116,11 +116,11 @@ def adopt_published(plan: Plan, folder: Path, run: Path) -> None:
     partial.rename(run)
 
 
-def check_place(folder: Path) -> None:
+def check_place(folder: Path, plan: Plan) -> None:
     """Make sure that nothing but a result lies where a result is to be: what it replaces is removed.
 
     Raises:
-        OutputError: something else lies there, the user's own files or the results of other scenes.
+        OutputError: something else lies there, the user's own files or the result of another scene that still exists.
     """
     if not folder.exists():
         return
@@ -131,6 +131,10 @@ def check_place(folder: Path) -> None:
             f"{folder} holds {foreign[0]}, which is no part of a result, and the result would replace the folder: "
             "move it away, or choose another --out"
         )
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        other = json.loads((folder / RUN).read_text(encoding="utf-8"))["scene"]["path"]
+        if other != plan.scene.path and Path(other).exists():
+            raise OutputError(f"{folder} is the result of {other}: choose another --out for {plan.scene.path}")
 
 
 @contextlib.contextmanager

@@ -1,8 +1,10 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from drawn_bundle import drawn_spec
 from drawn_scenes import noise, write_tiff
+from rasterio.control import GroundControlPoint
 
 from models.engines.base import EngineRecord
 from pipeline.errors import PlanError
@@ -92,6 +94,19 @@ def test_strips_are_staged_and_tiles_are_not(tmp_path):
 def test_too_little_memory_is_refused_with_the_numbers(scene, tmp_path):
     with pytest.raises(PlanError, match=r"a worker may need .* MB .*, it can have 1\.0 MB: choose a smaller --block"):
         plan_of(scene, tmp_path, memory=10**6)
+
+
+def test_too_little_disk_is_refused_unless_an_earlier_run_left_what_is_needed(scene, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(PlanError, match=r"may need .* of disk, 1\.0 kB are free"):
+        plan_of(scene, tmp_path)
+    assert plan_of(scene, tmp_path, stored=10**7).costs.free_bytes == 1000
+
+
+def test_control_points_are_named_as_long_as_they_are_not_carried_over(tmp_path):
+    corners = [GroundControlPoint(row, col, 10 + col, 50 - row) for row in (0, 64) for col in (0, 64)]
+    path = write_tiff(tmp_path / "scene.tif", noise(3, 64, 64), crs="EPSG:4326", transform=None, gcps=corners)
+    assert "its GCPs are not carried over yet" in plan_of(path, tmp_path).notes[-1]
 
 
 def test_another_pixel_type_is_refused(tmp_path):

@@ -189,6 +189,14 @@ def test_two_runs_cannot_write_one_output(scene, bundle, tmp_path):
         segment_scene(one, SerialExecutor())
 
 
+def test_a_result_is_not_replaced_by_that_of_another_scene_of_the_same_name(scene, bundle, tmp_path):
+    out = tmp_path / "out"
+    segment_scene(request(scene, bundle, out, backend="null"), SerialExecutor())
+    other = write_tiff(tmp_path / "scene.tif", noise(3, 64, 64))
+    with pytest.raises(OutputError, match=r"is the result of .*: choose another --out"):
+        segment_scene(request(other, bundle, out, backend="null"), SerialExecutor())
+
+
 def test_a_part_that_cannot_be_read_fails_alone_and_a_rerun_tries_only_that(scene, bundle, tmp_path):
     broken = tmp_path / "scene.tif"
     whole = scene.read_bytes()

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import OutputError
-from pipeline.shards import PARTIAL, sync
+from pipeline.shards import partial_name, sync
 
 SIDECAR = ".aux.xml"
 """What GDAL appends to a raster's name for the facts that the raster's own format cannot hold."""
@@ -22,9 +22,8 @@ def replacing(out: Path) -> Iterator[Path]:
     Raises:
         OutputError: the folder cannot be written, or the disk is full.
     """
-    folder = out.parent / f".{out.name}{PARTIAL}"
+    folder = partial_name(out.with_name(f".{out.name}"))
     try:
-        shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         draft = folder / out.name
         yield draft
