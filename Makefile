@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: setup demo lint test test-slow bench constraints clean
+.PHONY: setup demo lint test bench clean
 
 setup: .venv/.done  ## a virtual environment with pinned versions and this project in it
 
@@ -21,12 +21,9 @@ lint: setup  ## style, types, arrows
 	$(BIN)/lint-imports
 
 test: lint  ## everything that CI runs
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
-test-slow: setup  ## the opt-in tests
-	$(BIN)/python -m pytest -m slow
-
-bench: setup  ## ratios in one run: pipeline against engine alone, memory at two sizes, halo table
+bench: setup  ## memory at two sizes, speed of the pipeline alone, tiled against whole
 	$(BIN)/python -m tests.bench
 
 clean:

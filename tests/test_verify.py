@@ -1,4 +1,5 @@
 import json
+import random
 import shutil
 
 import pytest
@@ -53,6 +54,18 @@ def test_a_flipped_bit_in_a_stored_shard_is_found_with_its_block(result, plane, 
     assert verify(result).problems == (
         f"{where}: its bytes in mask.zarr have changed or are missing: segment again to mend it",
     )
+
+
+def test_sixty_random_flipped_bits_are_all_found_and_mended_bits_are_well_again(result):
+    rng = random.Random(60)
+    shards = sorted(path for path in (result / "mask.zarr").rglob("c/*/*"))
+    for _ in range(60):
+        shard, at = rng.choice(shards), rng.random()
+        flip(shard, at)
+        row, col = (192 * int(part) for part in shard.parts[-2:])
+        assert [problem.split(":")[0] for problem in verify(result).problems] == [f"block at row {row}, column {col}"]
+        flip(shard, at)
+    assert verify(result).problems == ()
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
