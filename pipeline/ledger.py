@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from pipeline.grid import Window
+from pipeline.shards import sync
 
 SCHEMA = 1
 
@@ -92,7 +93,7 @@ class Ledger:
             file.flush()
             os.fsync(file.fileno())
         if created:
-            sync_folder(self.folder)
+            sync(self.folder)
 
     def records(self) -> dict[tuple[int, int], BlockRecord]:
         """All records by the block's first (row, col). Of two records for one block the later file wins."""
@@ -119,16 +120,7 @@ class Ledger:
         for path in old:
             if path != merged:
                 path.unlink()
-        sync_folder(self.folder)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the folder's entries durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(self.folder)
 
 
 @lru_cache(maxsize=4)

@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from models.engines.base import EngineRecord
 from models.spec import ModelSpec
 from pipeline import resources
 from pipeline.errors import PlanError
+from pipeline.fit import check_fit, radiometry_for
 from pipeline.georef import Georef
 from pipeline.grid import TileGrid, Window
 from pipeline.scene import Radiometry, Scene, SceneAddress
@@ -182,70 +183,6 @@ class PlanOptions:
     """Bytes that one worker may take; None: the machine's available memory, shared by its workers."""
     stored: int = 0
     """Bytes that earlier runs of this output left on its disk: they need not be found again."""
-
-
-def choose_bands(scene: Scene, spec: ModelSpec) -> SceneAddress:
-    """The scene's address with the bands that the bundle needs, in the bundle's order.
-
-    Bands are matched by name where the scene names all that the bundle wants, else taken in order if their number fits.
-
-    Raises:
-        PlanError: neither is the case, and the user did not choose.
-    """
-    wanted = [band.name.lower() for band in spec.bands]
-    names = [name.lower() for name in scene.bands]
-    if scene.address.bands is None and all(names.count(name) == 1 for name in wanted):
-        return replace(scene.address, bands=tuple(scene.indexes[names.index(name)] for name in wanted))
-    if len(names) == len(wanted):
-        return scene.address
-    raise PlanError(
-        f"{scene.address.path} has {len(names)} bands ({', '.join(scene.bands)}), bundle '{spec.name}' needs "
-        f"{len(wanted)} ({', '.join(band.name for band in spec.bands)}): name them in that order, as in --bands 1,2,3"
-    )
-
-
-def check_fit(scene: Scene, spec: ModelSpec, *, any_resolution: bool) -> list[str]:
-    """Whether a scene's pixels are what the bundle was made for; the notes say what could not be checked.
-
-    Raises:
-        PlanError: pixel type, radiometry or resolution do not fit.
-    """
-    notes: list[str] = []
-    if scene.dtype not in spec.dtypes:
-        raise PlanError(
-            f"{scene.address.path} holds {scene.dtype}, bundle '{spec.name}' takes {', '.join(spec.dtypes)}: "
-            "use a bundle that was trained on this type"
-        )
-    units = {band.unit for band in spec.bands} - {"DN"}
-    if units and scene.dtype != "float32" and scene.radiometry == Radiometry.identity(len(scene.bands)):
-        raise PlanError(
-            f"{scene.address.path} does not say how its {scene.dtype} numbers become {', '.join(sorted(units))}: "
-            "write scale and offset into the file (gdal_edit -scale -offset)"
-        )
-    if spec.resolution is None:
-        return notes
-    resolution = scene.georef.resolution(scene.height, scene.width)
-    low, high = spec.resolution
-    if resolution is None:
-        notes.append(
-            f"resolution unknown: the scene is not georeferenced; bundle '{spec.name}' is for {low:g}-{high:g} m"
-        )
-    elif not low <= resolution <= high:
-        if not any_resolution:
-            raise PlanError(
-                f"{scene.address.path} has pixels of {resolution:.3g} m, bundle '{spec.name}' is for "
-                f"{low:.3g}-{high:.3g} m: resample the scene, or insist with --any-resolution"
-            )
-        notes.append(f"pixels of {resolution:.3g} m lie outside the bundle's range {low:.3g}-{high:.3g} m")
-    return notes
-
-
-def radiometry_for(scene: Scene, spec: ModelSpec) -> Radiometry:
-    """Scale and offset that turn stored numbers into the bundle's unit: the scene's, or none where that is `DN`."""
-    identity = Radiometry.identity(len(spec.bands))
-    used = scene.radiometry
-    pairs = [(1.0, 0.0) if band.unit == "DN" else (used.scale[i], used.offset[i]) for i, band in enumerate(spec.bands)]
-    return Radiometry(*map(tuple, zip(*pairs, strict=True))) if pairs else identity
 
 
 def cheapest_tile(height: int, width: int, spec: ModelSpec, largest: int) -> int:

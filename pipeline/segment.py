@@ -16,13 +16,14 @@ from models.engines.base import EngineRecord, EngineRequest
 from models.engines.prepare import prepare
 from models.spec import ModelSpec
 from pipeline import report, resources, workshop
-from pipeline.errors import IncompleteError, SceneError, UsageError
+from pipeline.errors import IncompleteError, UsageError
 from pipeline.executors import Executor
+from pipeline.fit import check_fit, choose_bands
 from pipeline.ledger import BlockRecord, Ledger
 from pipeline.outputs import LEDGER, RUN, STEPS
-from pipeline.plan import GDAL_CACHE, Plan, PlanOptions, cheapest_tile, choose_bands, make_plan
+from pipeline.plan import GDAL_CACHE, Plan, PlanOptions, cheapest_tile, make_plan
 from pipeline.replace import exchange
-from pipeline.scene import SceneAddress, open_scene
+from pipeline.scene import Scene, SceneAddress, open_scene
 from pipeline.schedule import Listener, Progress, Schedule
 from pipeline.store import folder_bytes
 from pipeline.verify import verify
@@ -80,26 +81,22 @@ def plan_request(request: SegmentRequest) -> Plan:
     resources.limit_caches(GDAL_CACHE)
     with open_scene(request.scene) as scene:
         address = choose_bands(scene, bundle.spec)
-        dtype, shape = scene.dtype, (scene.height, scene.width)
-    if dtype not in bundle.spec.dtypes:
-        raise SceneError(
-            f"{address.path} holds {dtype}, bundle '{bundle.spec.name}' takes {', '.join(bundle.spec.dtypes)}: "
-            "use a bundle that was trained on this type"
-        )
     with open_scene(address) as scene:
-        engine = _engine(request, bundle.path, bundle.spec, dtype, shape)
+        # Before an engine is compiled for a scene that it cannot serve.
+        check_fit(scene, bundle.spec, any_resolution=request.options.any_resolution)
+        engine = _engine(request, bundle.path, bundle.spec, scene)
         return make_plan(scene, bundle.spec, bundle.path.absolute(), engine, out=request.out, options=request.options)
 
 
-def _engine(request: SegmentRequest, bundle: Path, spec: ModelSpec, dtype: str, shape: tuple[int, int]) -> EngineRecord:
+def _engine(request: SegmentRequest, bundle: Path, spec: ModelSpec, scene: Scene) -> EngineRecord:
     largest = request.tile or LARGEST_TILE
     if request.tile is not None and request.tile not in spec.tiles:
         raise UsageError(f"--tile {request.tile}: bundle '{spec.name}' has tiles {', '.join(map(str, spec.tiles))}")
     asked = EngineRequest(
         backend=request.backend,
         precision=request.precision,
-        tile=cheapest_tile(*shape, spec, largest),
-        dtype=dtype,
+        tile=cheapest_tile(scene.height, scene.width, spec, largest),
+        dtype=scene.dtype,
     )
     return prepare(bundle, asked if request.threads is None else replace(asked, threads=request.threads))
 

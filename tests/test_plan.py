@@ -8,8 +8,9 @@ from rasterio.control import GroundControlPoint
 
 from models.engines.base import EngineRecord
 from pipeline.errors import PlanError
+from pipeline.fit import choose_bands, radiometry_for
 from pipeline.grid import TileGrid
-from pipeline.plan import Plan, PlanOptions, cheapest_tile, choose_bands, make_plan, nearest_block, radiometry_for
+from pipeline.plan import Plan, PlanOptions, cheapest_tile, make_plan, nearest_block
 from pipeline.scene import SceneAddress, open_scene
 
 SPEC = drawn_spec(halo=32, tiles=(128, 256))

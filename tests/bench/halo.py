@@ -12,8 +12,8 @@ from models.engines.base import Batch
 from models.engines.torch import laid_out, predict
 from models.serve import served
 from pipeline import resources
+from pipeline.fit import choose_bands
 from pipeline.grid import TileGrid, Window
-from pipeline.plan import choose_bands
 from pipeline.scene import SceneAddress, open_scene
 from tests.bench.common import ROOT, record, table
 
