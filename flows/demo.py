@@ -69,7 +69,7 @@ def _run_flow(arguments: argparse.Namespace, environment: dict[str, str]) -> dic
         "scene": str(arguments.scene),
         "bundle": str(arguments.bundle),
         "out": str(arguments.out / "masks"),
-        "stage": "always",
+        "options": {"stage": "always"},
     }
     done = subprocess.run(
         [sys.executable, "-m", "flows.segment"],

@@ -37,8 +37,13 @@ def served(bundle, tmp_path_factory):
     folder, port = tmp_path_factory.mktemp("served"), free_port()
     good, bad = write_tiff(folder / "good.tif", noise(3, 900, 1000)), folder / "bad.tif"
     bad.write_bytes(b"no image")
-    rest = {"bundle": str(bundle), "out": str(folder / "o"), "engine": "null"}
-    runs = [{"scene": str(good), **rest}, {"scene": str(bad), **rest}, {"scene": "wrong.tif", "workers": 0, **rest}]
+    rest = {"bundle": str(bundle), "out": str(folder / "o")}
+    quick, wrong = {"options": {"engine": "null"}}, {"options": {"workers": 0}}
+    runs = [
+        {"scene": str(good), **rest, **quick},
+        {"scene": str(bad), **rest, **quick},
+        {"scene": "wrong.tif", **rest, **wrong},
+    ]
     with local_server(folder / "prefect", port) as environment:
         root = Path(__file__).parents[1]
         command = [sys.executable, "-c", RUNS]

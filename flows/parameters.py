@@ -1,0 +1,64 @@
+"""What the flows that segment can be told: the options of `widefield segment`, as one validated value."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.grid import Window
+from pipeline.plan import PlanOptions
+from pipeline.scene import SceneAddress
+from pipeline.segment import SegmentRequest
+
+Count = Annotated[int, Field(ge=1)]
+"""A whole number from 1."""
+
+
+class Options(BaseModel):
+    """How scenes are read, cut and computed. The defaults are good."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    workers: Annotated[Count, Field(description="Worker processes on this machine.")] = 1
+    threads: Annotated[Count | None, Field(description="Engine threads a worker.")] = None
+    scheduler: Annotated[str | None, Field(description="Address of a Dask scheduler; its workers must see `out`.")] = (
+        None
+    )
+    block: Annotated[Count | None, Field(description="Wanted block edge, in pixels.")] = None
+    tile: Annotated[Count | None, Field(description="Largest tile allowed, in pixels: one of the bundle's.")] = None
+    engine: Annotated[
+        Literal["auto", "torch", "openvino", "null"],
+        Field(description="What runs the network; `null` measures the pipeline alone."),
+    ] = "auto"
+    precision: Annotated[Literal["auto", "fp32", "bf16"], Field(description="Of the engine's arithmetic.")] = "auto"
+    stage: Annotated[Literal["always", "auto", "never"], Field(description="Tile scenes into zarr first.")] = "auto"
+    bands: Annotated[
+        list[Count] | None, Field(description="Bands of the file in the bundle's order, counted from 1.")
+    ] = None
+    nodata: Annotated[float | None, Field(description="Nodata of files that do not say, or say it wrongly.")] = None
+    window: Annotated[
+        tuple[int, int, Count, Count] | None, Field(description="A part of the scene: row, column, height, width.")
+    ] = None
+    any_resolution: Annotated[bool, Field(description="Do not insist on the bundle's range of pixel sizes.")] = False
+    keep_staged: Annotated[bool, Field(description="Keep staged scenes for the next run.")] = False
+
+    def request(self, scene: str, name: str, bundle: str, out: str) -> SegmentRequest:
+        """The request to segment `scene` into `out / name`; paths become absolute on the machine that runs the flow."""
+        bands, part = tuple(self.bands) if self.bands else None, Window(*self.window) if self.window else None
+        return SegmentRequest(
+            scene=SceneAddress(scene, bands, self.nodata, part),
+            bundle=Path(bundle).absolute(),
+            out=Path(out).absolute(),
+            name=name,
+            options=PlanOptions(
+                block=self.block,
+                stage={"always": True, "never": False}.get(self.stage),
+                any_resolution=self.any_resolution,
+                workers=self.workers,
+            ),
+            backend=self.engine,
+            precision=self.precision,
+            tile=self.tile,
+            threads=self.threads,
+            keep_staged=self.keep_staged,
+        )
