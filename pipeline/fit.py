@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from models.spec import ModelSpec
 from pipeline.errors import PlanError
+from pipeline.georef import Georef
 from pipeline.scene import Radiometry, Scene, SceneAddress
 
 
@@ -50,9 +51,8 @@ def check_fit(scene: Scene, spec: ModelSpec, *, any_resolution: bool) -> list[st
     resolution = scene.georef.resolution(scene.height, scene.width)
     low, high = spec.resolution
     if resolution is None:
-        notes.append(
-            f"resolution unknown: the scene is not georeferenced; bundle '{spec.name}' is for {low:g}-{high:g} m"
-        )
+        why = "its CRS ties it to no ground" if scene.georef.placed else "the scene is not georeferenced"
+        notes.append(f"resolution unknown: {why}; bundle '{spec.name}' is for {low:g}-{high:g} m")
     elif not low <= resolution <= high:
         if not any_resolution:
             raise PlanError(
@@ -61,6 +61,21 @@ def check_fit(scene: Scene, spec: ModelSpec, *, any_resolution: bool) -> list[st
             )
         notes.append(f"pixels of {resolution:.3g} m lie outside the bundle's range {low:.3g}-{high:.3g} m")
     return notes
+
+
+def place_notes(georef: Georef) -> list[str]:
+    """What a user should know about where a scene lies, and what its areas rest on."""
+    if georef.pixel_size is not None:
+        rows, cols = (f"{size * 1e6:.4g}" for size in georef.pixel_size)
+        return [f"the scene is not georeferenced: areas follow from its pixels of {rows} x {cols} um"]
+    if not georef.placed:
+        return ["the scene is not georeferenced: areas are given in pixels only"]
+    if georef.resolution(1, 1) is None:
+        return ["the CRS or the control points of the scene tie it to no ground: areas are given in pixels only"]
+    if georef.transform is not None:
+        return []
+    by = f"a polynomial through its {len(georef.gcps)} control points" if georef.gcps else "its RPCs, at their height"
+    return [f"the scene has no affine georeference: areas are by {by}"]
 
 
 def radiometry_for(scene: Scene, spec: ModelSpec) -> Radiometry:

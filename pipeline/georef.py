@@ -11,9 +11,9 @@ import pyproj
 from numpy.typing import NDArray
 
 from pipeline.grid import Window
+from pipeline.ground import ControlPoint, Floats, GroundMap, Rpcs, camera, fitted, shift_rpcs
 
 Affine6 = tuple[float, float, float, float, float, float]
-Floats = NDArray[np.float64]
 
 _EDGE_POINTS = 21
 """Points of the footprint on each of the four edges: a straight edge is curved in longitude and latitude."""
@@ -27,53 +27,102 @@ _CONVENTIONS = {
 
 @dataclass(frozen=True)
 class Georef:
-    """The georeference of a scene: an affine map from pixels to the coordinates of a CRS, as far as it has one."""
+    """The georeference of a scene, as far as it has one.
+
+    What places a pixel on the Earth is, as in GDAL, the first of: the affine map and the CRS; a polynomial fitted to
+    the ground control points (of order 2 from six points on, else affine) and the CRS; the RPCs, at their own height
+    offset. A scene without any of these may still know how large its pixels are.
+    """
 
     crs: str | None
-    """The coordinate reference system as WKT 2; None: the scene has none."""
+    """The coordinate reference system of transform and control points as WKT 2; None: the scene has none."""
     transform: Affine6 | None
-    """`x = a*col + b*row + c`, `y = d*col + e*row + f` of a pixel's upper left corner; None: not georeferenced."""
+    """`x = a*col + b*row + c`, `y = d*col + e*row + f` of a pixel's upper left corner; None: no affine map."""
     pixel_is_point: bool = False
     """Whether the file says that its values belong to points; the transform speaks of corners in any case."""
+    gcps: tuple[ControlPoint, ...] = ()
+    """Ground control points, where there is no affine map."""
+    rpcs: Rpcs = ()
+    """Rational polynomial coefficients as in GDAL's metadata domain `RPC`; they may stand beside the others."""
+    pixel_size: tuple[float, float] | None = None
+    """Metres per row and per column on the object, where there is no CRS: slides."""
 
     def __post_init__(self) -> None:
-        if self.transform is None:
-            return
-        a, b, _, d, e, _ = self.transform
-        if not all(math.isfinite(value) for value in self.transform) or a * e == b * d:
-            raise ValueError(f"the affine transform {self.transform} is not finite or squeezes the scene to a line")
+        if self.transform is not None:
+            a, b, _, d, e, _ = self.transform
+            if not all(math.isfinite(value) for value in self.transform) or a * e == b * d:
+                raise ValueError(f"the affine transform {self.transform} is not finite or squeezes the scene to a line")
+            if self.gcps:
+                raise ValueError("a scene lies by its transform or by its ground control points, not by both")
+        if self.rpcs:
+            camera(self.rpcs)
+        if self.pixel_size is not None:
+            if self.crs is not None:
+                raise ValueError("a scene with a CRS has no pixel size of its own")
+            if not all(0 < value < math.inf for value in self.pixel_size):
+                raise ValueError(f"a pixel size of {self.pixel_size} m is not positive and finite")
+
+    @property
+    def placed(self) -> bool:
+        """Whether the scene has a place in some plane: an affine map, control points or RPCs."""
+        return self.transform is not None or bool(self.gcps or self.rpcs)
 
     def window(self, window: Window) -> Self:
         """The georeference of a part: its pixel (0, 0) is this one's (`window.row`, `window.col`)."""
+        part = replace(
+            self,
+            gcps=tuple(point.shift(-window.row, -window.col) for point in self.gcps),
+            rpcs=shift_rpcs(self.rpcs, window.row, window.col),
+        )
         if self.transform is None:
-            return self
+            return part
         a, b, _, d, e, _ = self.transform
         x, y = self.coordinates(window.row, window.col)
-        return replace(self, transform=(a, b, float(x), d, e, float(y)))
+        return replace(part, transform=(a, b, float(x), d, e, float(y)))
 
     def coordinates(self, rows: Any, cols: Any) -> tuple[Any, Any]:
-        """`(x, y)` in the CRS at fractional pixel positions; (0, 0) is the upper left corner of the first pixel."""
+        """`(x, y)` by the affine map at fractional pixel positions; (0, 0) is the upper left corner of the first
+        pixel.
+        """
         a, b, c, d, e, f = self.transform or (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
         return a * cols + b * rows + c, d * cols + e * rows + f
 
     def bounds(self, height: int, width: int) -> tuple[float, float, float, float] | None:
-        """`(left, bottom, right, top)` of a scene of `height` x `width` pixels, in the CRS."""
+        """`(left, bottom, right, top)` by the affine map of a scene of `height` x `width` pixels, in the CRS."""
         if self.transform is None:
             return None
         x, y = self.coordinates(np.array([0, 0, height, height]), np.array([0, width, 0, width]))
         return float(x.min()), float(y.min()), float(x.max()), float(y.max())
 
+    def on_ground(self, rows: Any, cols: Any) -> tuple[Any, Any] | None:
+        """`(x, y)` at fractional pixel positions, by the map that the class describes: in the CRS, for RPCs
+        `(longitude, latitude)` on WGS 84. None where there is none.
+        """
+        mapping = self._mapping()
+        return mapping and mapping[1](rows, cols)
+
+    def _mapping(self) -> tuple[str, GroundMap] | None:
+        """A CRS, and the map from pixels to its coordinates."""
+        if self.crs is not None and self.transform is not None:
+            return self.crs, self.coordinates
+        if self.crs is not None and self.gcps:
+            through = fitted(self.gcps, _turn(self.crs))
+            return None if through is None else (self.crs, through)
+        return ("OGC:CRS84", camera(self.rpcs).ground) if self.rpcs else None
+
     def footprint(self, height: int, width: int) -> list[tuple[float, float]] | None:
         """The scene's outline as a closed, counter-clockwise ring of `(longitude, latitude)` on WGS 84.
 
-        None without affine and CRS, and where a corner has no longitude and latitude.
+        Through the map that the class describes; None where nothing places the scene on the Earth, or where a part of
+        its outline has no longitude and latitude.
         """
-        if self.transform is None or self.crs is None or (to_wgs84 := _transformer(self.crs, "EPSG:4326")) is None:
+        placed = self._mapping()
+        if placed is None or (to_wgs84 := _transformer(placed[0], "EPSG:4326")) is None:
             return None
         step = np.arange(_EDGE_POINTS) / _EDGE_POINTS
         rows = np.concatenate([step, np.ones_like(step), 1 - step, np.zeros_like(step)]) * height
         cols = np.concatenate([np.zeros_like(step), step, np.ones_like(step), 1 - step]) * width
-        lon, lat = to_wgs84.transform(*self.coordinates(rows, cols))
+        lon, lat = to_wgs84.transform(*placed[1](rows, cols))
         if not (np.isfinite(lon).all() and np.isfinite(lat).all()):
             return None
         clockwise = np.sum(lon * np.roll(lat, -1) - np.roll(lon, -1) * lat) < 0
@@ -81,18 +130,22 @@ class Georef:
         return [*ring, ring[0]]
 
     def pixel_area(self, rows: NDArray[Any], cols: NDArray[Any]) -> Floats | None:
-        """Square metres on the ellipsoid of one pixel centred at each fractional pixel position.
+        """Square metres of one pixel centred at each fractional pixel position.
 
-        `M(lat) N(lat) cos(lat) |d(lon, lat)/d(row, col)|`, with M and N the ellipsoid's radii of curvature: true in
-        any projection, equal-area or not. NaN where a pixel has no longitude and latitude; None without affine and
-        CRS. The centre of pixel (0, 0) is (0.5, 0.5).
+        On the ellipsoid `M(lat) N(lat) cos(lat) |d(lon, lat)/d(row, col)|`, with M and N its radii of curvature: true
+        in any projection, equal-area or not. In the plane of a local CRS, or on a slide, the product of the pixel's
+        sides. NaN where a pixel has no longitude and latitude; None where nothing tells. The centre of pixel (0, 0) is
+        (0.5, 0.5).
         """
-        if self.transform is None or self.crs is None or (to_ground := _transformer(self.crs, None)) is None:
-            return None
         rows, cols = np.broadcast_arrays(np.asarray(rows, np.float64), np.asarray(cols, np.float64))
+        if (flat := self._flat_area()) is not None:
+            return np.full(rows.shape, flat)
+        placed = self._mapping()
+        if placed is None or (to_ground := _transformer(placed[0], None)) is None:
+            return None
         # One call for the four half-pixel neighbours and the centre; errcheck off, so that a far pixel is inf.
         shifts = np.array([(0.5, 0), (-0.5, 0), (0, 0.5), (0, -0.5), (0, 0)]).reshape(5, 2, *[1] * rows.ndim)
-        lon, lat = to_ground.transform(*self.coordinates(rows + shifts[:, 0], cols + shifts[:, 1]))
+        lon, lat = to_ground.transform(*placed[1](rows + shifts[:, 0], cols + shifts[:, 1]))
         with np.errstate(invalid="ignore"):
             target: Any = to_ground.target_crs
             unit = target.axis_info[0].unit_conversion_factor
@@ -103,8 +156,17 @@ class Georef:
             area: Floats = _curvature(target.ellipsoid, lat[4]) * jacobian
             return area
 
+    def _flat_area(self) -> float | None:
+        """Square metres of every pixel, where they are all of one known size without an Earth below."""
+        if self.pixel_size is not None:
+            return self.pixel_size[0] * self.pixel_size[1]
+        if self.crs is None or self.transform is None or (unit := _local_unit(self.crs)) is None:
+            return None
+        a, b, _, d, e, _ = self.transform
+        return abs(a * e - b * d) * unit**2
+
     def resolution(self, height: int, width: int) -> float | None:
-        """Metres on the ground: the square root of the area of the pixel in the middle of the scene."""
+        """Metres on the ground or on the slide: the square root of the area of the pixel in the middle of the scene."""
         area = self.pixel_area(np.array(height / 2), np.array(width / 2))
         return math.sqrt(float(area)) if area is not None and 0 < area < math.inf else None
 
@@ -129,17 +191,26 @@ class Georef:
                 "spatial:transform": list(self.transform),
                 "spatial:bbox": list(self.bounds(height, width) or ()),
             }
+        if self.gcps:
+            attributes["widefield:gcps"] = [[p.row, p.col, p.x, p.y, p.z] for p in self.gcps]
+        if self.rpcs:
+            attributes["widefield:rpcs"] = dict(self.rpcs)
+        if self.pixel_size is not None:
+            attributes["widefield:pixel_size"] = list(self.pixel_size)
         return attributes
 
     @classmethod
     def from_attributes(cls, attributes: Mapping[str, Any]) -> Self:
         """The georeference that `attributes` wrote: `from_attributes(g.attributes(h, w)) == g`."""
         crs = attributes.get("widefield:wkt2") or attributes.get("proj:wkt2") or attributes.get("proj:code")
-        transform = attributes.get("spatial:transform")
+        transform, size = attributes.get("spatial:transform"), attributes.get("widefield:pixel_size")
         return cls(
             crs=None if crs is None else str(crs),
             transform=None if transform is None else _affine(transform),
             pixel_is_point=bool(attributes.get("widefield:pixel_is_point", False)),
+            gcps=tuple(ControlPoint(*map(float, point)) for point in attributes.get("widefield:gcps", ())),
+            rpcs=tuple(sorted((str(k), str(v)) for k, v in attributes.get("widefield:rpcs", {}).items())),
+            pixel_size=None if size is None else (float(size[0]), float(size[1])),
         )
 
 
@@ -176,6 +247,30 @@ def _transformer(crs: str, target: str | None) -> pyproj.Transformer | None:
         return None if geodetic is None else pyproj.Transformer.from_crs(source, geodetic, always_xy=True)
     except pyproj.exceptions.ProjError:
         return None
+
+
+@functools.lru_cache(maxsize=64)
+def _turn(crs: str) -> float | None:
+    """What a turn around the Earth adds to x in a geographic CRS, in its unit."""
+    try:
+        source = pyproj.CRS.from_user_input(crs)
+    except pyproj.exceptions.ProjError:
+        return None
+    return 2 * math.pi / source.axis_info[0].unit_conversion_factor if source.is_geographic else None
+
+
+@functools.lru_cache(maxsize=64)
+def _local_unit(crs: str) -> float | None:
+    """Metres of a unit of a plane CRS that is tied to no Earth (an engineering one); None where it is, or unknown."""
+    try:
+        source = pyproj.CRS.from_user_input(crs)
+    except pyproj.exceptions.ProjError:
+        return None
+    units = {(axis.unit_name, axis.unit_conversion_factor) for axis in source.axis_info[:2]}
+    if source.geodetic_crs is not None or len(units) != 1:
+        return None
+    name, factor = units.pop()
+    return float(factor) if factor > 0 and "unknown" not in name.lower() else None
 
 
 def _curvature(ellipsoid: Any, lat: Floats) -> Floats:

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from rasterio.enums import ColorInterp, MaskFlags
 
 from pipeline.errors import SceneError, UnreadableError
-from pipeline.georef import Georef
 
 Pixels = NDArray[Any]
 Valid = NDArray[np.bool_]
@@ -134,25 +133,6 @@ def read_radiometry(file: Any, indexes: Sequence[int], path: str) -> Radiometry:
     if not all(math.isfinite(value) for value in (*scale, *offset)) or 0 in scale:
         raise SceneError(f"{path}: scales {scale} and offsets {offset} are not usable: mend them with gdal_edit")
     return Radiometry(scale, offset)
-
-
-def read_georef(file: Any, path: str) -> Georef:
-    """The file's georeference; GDAL answers the identity where a file has no transform."""
-    transform = tuple(float(value) for value in file.transform)[:6]
-    a, b, c, d, e, f = transform
-    placed = None if transform == (1, 0, 0, 0, 1, 0) else (a, b, c, d, e, f)
-    try:
-        crs = None if file.crs is None else str(file.crs.to_wkt(version="WKT2_2019") or file.crs.to_wkt())
-        return Georef(crs or None, placed, file.tags().get("AREA_OR_POINT") == "Point")
-    except ValueError as error:
-        raise UnreadableError(f"{path}: {error}") from error
-
-
-def control_points(file: Any) -> str:
-    """What places the file other than a transform does: `GCPs`, `RPCs`, or nothing."""
-    if file.gcps[0]:
-        return "GCPs"
-    return "RPCs" if file.rpcs else ""
 
 
 def read_nodata(file: Any, indexes: Sequence[int], nodata: float | None) -> tuple[float | None, ...]:

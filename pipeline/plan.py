@@ -20,7 +20,7 @@ from models.engines.base import EngineRecord
 from models.spec import ModelSpec
 from pipeline import resources
 from pipeline.errors import PlanError
-from pipeline.fit import check_fit, radiometry_for
+from pipeline.fit import check_fit, place_notes, radiometry_for
 from pipeline.georef import Georef
 from pipeline.grid import TileGrid, Window
 from pipeline.scene import Radiometry, Scene, SceneAddress
@@ -219,9 +219,7 @@ def make_plan(
         PlanError: type, radiometry, resolution, memory or disk do not fit.
     """
     notes = check_fit(scene, spec, any_resolution=options.any_resolution)
-    if scene.georef.transform is None:
-        control = f" (its {scene.control_points} are not carried over yet)" if scene.control_points else ""
-        notes.append(f"the scene is not georeferenced{control}: areas are given in pixels only")
+    notes += place_notes(scene.georef)
     grid = TileGrid(scene.height, scene.width, engine.tile, spec.halo, spec.stride)
     block = nearest_block(grid, options.block)
     stage = not scene.tiled if options.stage is None else options.stage

@@ -23,6 +23,7 @@ from pipeline.errors import SceneError, UnreadableError
 from pipeline.georef import Georef
 from pipeline.grid import Window
 from pipeline.header import DTYPES, Pixels, Radiometry, Valid
+from pipeline.placement import read_georef
 
 __all__ = ["DTYPES", "Pixels", "Radiometry", "Scene", "SceneAddress", "Source", "Valid", "fingerprint", "open_scene"]
 
@@ -144,8 +145,7 @@ class Scene:
         """False: strips of the file's full width."""
         self.compression = header.compression(file)
         self.radiometry = header.read_radiometry(file, self.indexes, self.address.path)
-        self.georef = header.read_georef(file, self.address.path).window(self._part)
-        self.control_points = header.control_points(file)
+        self.georef = read_georef(file, self.address.path).window(self._part)
         self.nodata = header.read_nodata(file, self.indexes, self.address.nodata)
         self._mask = header.read_mask(file, self.indexes, self.address.nodata, self.dtype)
         mask = self._mask

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import zarr
-from rasterio.crs import CRS
 
 from models.spec import NODATA
 from pipeline.errors import UsageError, WidefieldError
@@ -15,6 +14,7 @@ from pipeline.georef import Georef
 from pipeline.grid import Window
 from pipeline.ledger import BlockRecord, Ledger
 from pipeline.outputs import ASSETS, ITEM, LEDGER, MASK, PLAN, RUN
+from pipeline.placement import differences
 from pipeline.plan import Plan
 from pipeline.scene import SceneAddress, open_scene
 from pipeline.shards import open_array
@@ -175,12 +175,7 @@ def _georeference(plan: Plan, folder: Path, notes: list[str]) -> Iterator[str]:
         yield f"{MASK_TIF} has {shape[0]} x {shape[1]} pixels, the scene {plan.grid.height} x {plan.grid.width}"
     if nodata != NODATA:
         yield f"{MASK_TIF} has nodata {nodata}, not {NODATA}"
-    if georef.transform != reference.transform:
-        yield f"{MASK_TIF} has transform {georef.transform}, the scene {reference.transform}"
-    if not _same_crs(georef.crs, reference.crs):
-        yield f"{MASK_TIF} has another CRS than the scene"
-    if georef.pixel_is_point != reference.pixel_is_point:
-        yield f"{MASK_TIF} and the scene disagree on pixel-is-point"
+    yield from (f"{MASK_TIF} has {difference}" for difference in differences(georef, reference))
 
 
 def _reference(plan: Plan, notes: list[str]) -> Georef:
@@ -193,7 +188,3 @@ def _reference(plan: Plan, notes: list[str]) -> Georef:
     except WidefieldError as error:
         notes.append(f"the georeference was compared with the plan's copy: {error}")
     return plan.georef
-
-
-def _same_crs(a: str | None, b: str | None) -> bool:
-    return a == b or (a is not None and b is not None and CRS.from_wkt(a) == CRS.from_wkt(b))

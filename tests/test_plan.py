@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -104,10 +105,13 @@ def test_too_little_disk_is_refused_unless_an_earlier_run_left_what_is_needed(sc
     assert plan_of(scene, tmp_path, stored=10**7).costs.free_bytes == 1000
 
 
-def test_control_points_are_named_as_long_as_they_are_not_carried_over(tmp_path):
+def test_control_points_are_carried_over_and_the_plan_says_what_areas_rest_on(tmp_path):
     corners = [GroundControlPoint(row, col, 10 + col, 50 - row) for row in (0, 64) for col in (0, 64)]
     path = write_tiff(tmp_path / "scene.tif", noise(3, 64, 64), crs="EPSG:4326", transform=None, gcps=corners)
-    assert "its GCPs are not carried over yet" in plan_of(path, tmp_path).notes[-1]
+    plan = plan_of(path, tmp_path)
+    assert len(plan.georef.gcps) == 4
+    assert "by a polynomial through its 4 control points" in plan.notes[-1]
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
 
 
 def test_another_pixel_type_is_refused(tmp_path):

@@ -14,7 +14,6 @@ import numpy as np
 import rasterio
 import rasterio.shutil
 import zarr
-from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window as RasterWindow
 
@@ -22,6 +21,7 @@ from models.spec import NODATA, Class
 from pipeline.errors import OutputError
 from pipeline.georef import Georef
 from pipeline.grid import Window
+from pipeline.placement import creation, describe
 from pipeline.publish.classes import rgb
 from pipeline.publish.files import SIDECAR, replacing
 from pipeline.publish.pyramid import Plane, mean_of_four, mode_of_four
@@ -210,11 +210,6 @@ def _check(draft: Path, mask_store: Path, plane: str) -> None:
 
 
 def _create(path: Path, height: int, width: int, tile: int, georef: Georef) -> Any:
-    place: dict[str, Any] = {}
-    if georef.crs is not None:
-        place["crs"] = CRS.from_wkt(georef.crs)
-    if georef.transform is not None:
-        place["transform"] = rasterio.Affine(*georef.transform)
     return _open(
         path,
         "w",
@@ -230,7 +225,7 @@ def _create(path: Path, height: int, width: int, tile: int, georef: Georef) -> A
         compress="ZSTD",
         zstd_level=1,
         bigtiff="IF_SAFER",
-        **place,
+        **creation(georef),
     )
 
 
@@ -247,8 +242,7 @@ def _tile(chunk: int) -> int:
 
 
 def _describe(dataset: Any, look: _Look, georef: Georef, attribution: str) -> None:
-    if georef.pixel_is_point:
-        dataset.update_tags(AREA_OR_POINT="Point")
+    describe(dataset, georef)
     if attribution:
         dataset.update_tags(TIFFTAG_COPYRIGHT=attribution)
     dataset.set_band_description(1, look.description)
