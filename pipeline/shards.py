@@ -1,18 +1,18 @@
-"""Single shards of zarr arrays: found, encoded in memory, and put into place whole and durable, or not at all."""
+"""Arrays on disk by their shards: found, read by window, put into place whole and durable or not at all."""
 
 import contextlib
 import functools
+import json
 import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import zarr
+import numpy as np
 from numpy.typing import NDArray
-from zarr.core.buffer import default_buffer_prototype
-from zarr.storage import LocalStore, MemoryStore
 
+from pipeline.chunks import Layout, decode, encode
 from pipeline.errors import OutputError
 from pipeline.grid import Window
 
@@ -29,15 +29,20 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def open_array(path: Path) -> Any:
-    """The array at `path`; opened once a process for as long as its metadata stays the same."""
+def layout_of(path: Path) -> Layout:
+    """How the array at `path` is stored; read once a process for as long as its metadata stays the same.
+
+    Raises:
+        OSError: there is none.
+        ValueError: its metadata is damaged, or not of a layout that `store` creates.
+    """
     stat = (path / "zarr.json").stat()
-    return _opened(path, stat.st_ino, stat.st_mtime_ns)
+    return _layout(path, stat.st_ino, stat.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=64)
-def _opened(path: Path, _inode: int, _changed: int) -> Any:
-    return zarr.open_array(LocalStore(path, read_only=True), mode="r")
+def _layout(path: Path, _inode: int, _changed: int) -> Layout:
+    return Layout.from_json(json.loads((path / "zarr.json").read_bytes()))
 
 
 def partial_name(path: Path) -> Path:
@@ -59,34 +64,43 @@ def shard_windows(window: Window, shard: int) -> Iterator[Window]:
                 yield part
 
 
-def shard_key(array: Any, window: Window) -> str:
+def shard_key(layout: Layout, window: Window) -> str:
     """Name of the shard that holds the first pixel of `window`, from the array's folder."""
-    rows, cols = array.shards[-2:]
-    indices = (0,) * (array.ndim - 2) + (window.row // rows, window.col // cols)
+    rows, cols = layout.shard[-2:]
+    indices = (0,) * (len(layout.shape) - 2) + (window.row // rows, window.col // cols)
     return "c/" + "/".join(str(index) for index in indices)
+
+
+def read_array(path: Path, window: Window) -> NDArray[Any]:
+    """(..., H, W) of a window of the array at `path`; its fill value where no shard has been written.
+
+    Raises:
+        ValueError, RuntimeError: a shard is corrupt.
+        OSError: there is no array, or it cannot be read.
+    """
+    layout = layout_of(path)
+    values = np.empty((*layout.shape[:-2], window.height, window.width), layout.dtype)
+    rows, cols = layout.shard[-2:]
+    for part in shard_windows(window, rows):
+        target = values[..., *part.relative_to(window).slices]
+        shard = Window(part.row // rows * rows, part.col // cols * cols, rows, cols)
+        try:
+            decode(layout, path / shard_key(layout, part), part.relative_to(shard).slices, target)
+        except FileNotFoundError:
+            target[...] = layout.fill
+    return values
 
 
 def write_shard(path: Path, window: Window, values: NDArray[Any]) -> bytes:
     """Encodes and places the shard of the array at `path` that is `window`; returns its bytes."""
-    array = open_array(path)
-    rows, cols = array.shards[-2:]
-    whole = Window(window.row, window.col, rows, cols).intersect(Window(0, 0, *array.shape[-2:]))
+    layout = layout_of(path)
+    rows, cols = layout.shard[-2:]
+    whole = Window(window.row, window.col, rows, cols).intersect(Window(0, 0, *layout.shape[-2:]))
     if window != whole or window.row % rows or window.col % cols or values.shape[-2:] != (window.height, window.width):
         raise ValueError(f"{window} with values {values.shape} is not one shard of {rows} x {cols} pixels of {path}")
-    key = shard_key(array, window)
-    encoded = _encode(path, key, window, values)
+    encoded = encode(layout, values)
     with writing(path):
-        _place_file(path, path / key, encoded)
-    return encoded
-
-
-def _encode(path: Path, key: str, window: Window, values: NDArray[Any]) -> bytes:
-    """The bytes of one shard, made in a store in memory: a fresh array, so nothing old is read or kept."""
-    prototype = default_buffer_prototype()
-    entries: dict[str, Any] = {"zarr.json": prototype.buffer.from_bytes((path / "zarr.json").read_bytes())}
-    array = zarr.open_array(MemoryStore(entries), mode="r+").with_config({"write_empty_chunks": True})
-    array[..., *window.slices] = values
-    encoded: bytes = entries[key].to_bytes()
+        _place_file(path, path / shard_key(layout, window), encoded)
     return encoded
 
 

@@ -27,9 +27,10 @@ from pipeline.grid import Window
 from pipeline.scene import Pixels, Radiometry, Source, Valid
 from pipeline.shards import (
     PARTIAL,
-    open_array,
+    layout_of,
     partial_name,
     place,
+    read_array,
     shard_key,
     shard_windows,
     sync,
@@ -149,12 +150,12 @@ def write_block(path: Path | str, window: Window, planes: Mapping[str, NDArray[n
 def write_image(path: Path | str, window: Window, pixels: Pixels, valid: Valid) -> None:
     """Writes the shards that make up `window`: pixels (C, H, W) and valid (H, W); durable on return."""
     root = Path(path)
-    shard = open_array(root / "pixels").shards[-1]
+    shard = layout_of(root / "pixels").shard[-1]
     for part in shard_windows(window, shard):
         inside = part.relative_to(window).slices
         write_shard(root / "pixels", part, pixels[:, *inside])
         if (root / "valid").exists():
-            write_shard(root / "valid", part, valid[inside].astype(np.uint8))
+            write_shard(root / "valid", part, valid[inside].view(np.uint8))
 
 
 def shard_digest(path: Path | str, window: Window, planes: Sequence[str]) -> str:
@@ -163,7 +164,7 @@ def shard_digest(path: Path | str, window: Window, planes: Sequence[str]) -> str
     for plane in planes:
         array = Path(path) / plane
         try:
-            digest.update((array / shard_key(open_array(array), window)).read_bytes())
+            digest.update((array / shard_key(layout_of(array), window)).read_bytes())
         except OSError:
             return ""
     return digest.hexdigest()
@@ -176,7 +177,7 @@ def read_plane(path: Path | str, plane: str, window: Window) -> NDArray[np.uint8
         VerifyError: a stored chunk is corrupt; the message names the block.
     """
     try:
-        return np.asarray(open_array(Path(path) / plane)[window.slices], np.uint8)
+        return read_array(Path(path) / plane, window)
     except (ValueError, RuntimeError, OSError) as error:
         block = _corrupt_block(Path(path) / plane, window)
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -185,10 +186,9 @@ def read_plane(path: Path | str, plane: str, window: Window) -> NDArray[np.uint8
 
 def _corrupt_block(array: Path, window: Window) -> Window:
     """The first block in `window` that cannot be read."""
-    opened = open_array(array)
-    for part in shard_windows(window, opened.shards[-1]):
+    for part in shard_windows(window, layout_of(array).shard[-1]):
         try:
-            opened[part.slices]
+            read_array(array, part)
         except (ValueError, RuntimeError, OSError):
             return part
     return window
@@ -203,20 +203,22 @@ class StagedImage:
         try:
             attributes = dict(zarr.open_group(LocalStore(path, read_only=True), mode="r").attrs)
             facts: Any = attributes["widefield"]
-            self._pixels = open_array(path / "pixels")
+            pixels = layout_of(path / "pixels")
         except (FileNotFoundError, KeyError, ValueError) as error:
             raise UnreadableError(f"{path} is not a staged image: {error}") from error
         if facts["schema"] != SCHEMA:
             raise UnreadableError(f"{path} has schema {facts['schema']}, allowed is {SCHEMA}: stage it again")
         self.all_valid: bool = facts["all_valid"]
-        self._valid = None if self.all_valid else open_array(path / "valid")
-        _, self.height, self.width = self._pixels.shape
-        self.dtype = str(self._pixels.dtype)
+        self._arrays = {"pixels": pixels}
+        if not self.all_valid:
+            self._arrays["valid"] = layout_of(path / "valid")
+        _, self.height, self.width = pixels.shape
+        self.dtype = str(np.dtype(pixels.dtype))
         self.bands: tuple[str, ...] = tuple(facts["bands"])
         self.radiometry = Radiometry(tuple(facts["scale"]), tuple(facts["offset"]))
         self.fingerprint: str = facts["fingerprint"]
         self.georef = Georef.from_attributes(attributes)
-        self.shard: int = self._pixels.shards[-1]
+        self.shard: int = pixels.shard[-1]
 
     def read(self, window: Window) -> tuple[Pixels, Valid]:
         """Pixels (C, H, W) and valid (H, W) of a window inside the scene, whose shards are staged.
@@ -228,17 +230,16 @@ class StagedImage:
             raise ValueError(f"{window} leaves the scene of {self.height} x {self.width} pixels")
         self._require(window)
         try:
-            pixels = np.asarray(self._pixels[:, *window.slices])
-            valid = None if self._valid is None else np.asarray(self._valid[window.slices])
+            pixels, *valid = (read_array(self.path / name, window) for name in self._arrays)
         except (ValueError, RuntimeError, OSError) as error:
             raise UnreadableError(f"{self.path}: corrupt at {place(window)}: remove it, to stage again") from error
-        return pixels, np.ones(pixels.shape[1:], np.bool_) if valid is None else valid.astype(np.bool_)
+        return pixels, valid[0].view(np.bool_) if valid else np.ones(pixels.shape[1:], np.bool_)
 
     def _require(self, window: Window) -> None:
         """A missing shard reads as zeros without an error: look first."""
         for part in shard_windows(window, self.shard):
-            for name, array in (("pixels", self._pixels), ("valid", self._valid)):
-                if array is not None and not (self.path / name / shard_key(array, part)).exists():
+            for name, layout in self._arrays.items():
+                if not (self.path / name / shard_key(layout, part)).exists():
                     raise UnreadableError(f"{self.path}: {name} at {place(part)} have not been staged")
 
     def close(self) -> None:

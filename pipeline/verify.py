@@ -17,7 +17,7 @@ from pipeline.outputs import ASSETS, ITEM, LEDGER, MASK, PLAN, RUN
 from pipeline.placement import differences
 from pipeline.plan import Plan
 from pipeline.scene import SceneAddress, open_scene
-from pipeline.shards import open_array
+from pipeline.shards import layout_of
 from pipeline.statistics import class_totals
 from pipeline.workshop import is_intact
 
@@ -104,7 +104,7 @@ def _shards(plan: Plan, folder: Path, records: Records) -> Iterator[str]:
     """The stored bytes of each block against its record; the store's layout and georeference against the plan."""
     try:
         georef = Georef.from_attributes(dict(zarr.open_group(folder / MASK, mode="r").attrs))
-        shapes = {open_array(folder / MASK / plane).shape for plane in plan.spec.planes}
+        shapes = {layout_of(folder / MASK / plane).shape for plane in plan.spec.planes}
     except (OSError, ValueError, KeyError, TypeError) as error:
         yield f"{MASK}: its metadata cannot be read ({_first_line(error)}): segment again to mend it"
         return

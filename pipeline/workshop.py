@@ -20,7 +20,7 @@ from pipeline.ledger import BlockRecord, Ledger
 from pipeline.outputs import ASSETS, ITEM, LEDGER, MASK, PLAN, RUN, STAGED
 from pipeline.plan import Plan
 from pipeline.scene import open_scene
-from pipeline.shards import open_array
+from pipeline.shards import layout_of
 from pipeline.staging import StageCache
 
 HIDDEN = ".widefield"
@@ -76,7 +76,7 @@ def _stored_key(run: Path) -> str | None:
         facts = json.loads((run / MASK / "zarr.json").read_bytes())
         widefield = facts["attributes"]["widefield"]
         for plane in widefield["planes"]:
-            open_array(run / MASK / plane)
+            layout_of(run / MASK / plane)
         return str(widefield["key"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
