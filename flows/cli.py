@@ -11,8 +11,8 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,10 +21,13 @@ import typer
 from flows.options import (
     AsJson,
     Attribute,
+    Backfill,
     BundleDir,
+    Check,
     Images,
     KeepStaged,
     Labels,
+    Match,
     OutDir,
     ResultDir,
     RunOptions,
@@ -32,17 +35,20 @@ from flows.options import (
     Scheduler,
     TrainOptions,
     existing,
+    named,
     numbers,
     readable,
     spelled_out,
 )
 from flows.progress import bar
 from flows.show import complain, err, out, rows, say, score_table, summary
-from pipeline.errors import OutputError, UsageError, WidefieldError
+from pipeline.errors import SceneError, UsageError, WidefieldError
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from pipeline.executors import Executor
+    from pipeline.nightly import ArchiveRequest
     from pipeline.schedule import Listener
     from pipeline.segment import SegmentRequest
 
@@ -61,24 +67,70 @@ app = typer.Typer(
 )
 
 
-@app.command(epilog="Example: `widefield plan scene.tif --bundle examples/bundles/buildings --block 2048`")
+@app.command(
+    epilog="Examples: `widefield plan scene.tif --bundle examples/bundles/buildings --block 2048` · "
+    "`widefield plan archive/ --bundle B --out masks --match 'north/*'`"
+)
 @spelled_out
 def plan(
-    *, scene: ScenePath, bundle: BundleDir, folder: OutDir = Path(), as_json: AsJson = False, options: RunOptions
+    *,
+    scene: ScenePath,
+    bundle: BundleDir,
+    folder: OutDir = Path(),
+    match: Match = None,
+    backfill: Backfill = False,
+    as_json: AsJson = False,
+    options: RunOptions,
 ) -> None:
-    """Tell what segmenting SCENE would take, without doing it: tiles, blocks, bytes, memory."""
-    from pipeline.archive import list_scenes
-    from pipeline.segment import plan_request
+    """Tell what segmenting SCENE would take, without doing it: tiles, blocks, bytes, memory.
+
+    Of an archive, the scenes that are new or have changed since they were segmented into OUT.
+    """
+    from pipeline.archive import is_archive
 
     def show(request: "SegmentRequest") -> None:
+        from pipeline.segment import plan_request
+
         frozen = plan_request(request)
         if as_json:
             print(json.dumps(frozen.to_json()))
         else:
             out.print(rows(frozen.describe()))
 
-    scenes = list_scenes(scene)
-    _each([options.request(path, name, bundle, folder) for path, name in scenes], show, as_json=as_json)
+    if is_archive(scene):
+        _plan_archive(_night(scene, options.request("", "", bundle, folder), match, backfill), show, as_json=as_json)
+    else:
+        with _told(scene, as_json=as_json):
+            show(options.request(named(scene), Path(scene).stem, bundle, folder))
+
+
+def _night(archive: str, pattern: "SegmentRequest", match: str | None, backfill: bool) -> "ArchiveRequest":
+    from pipeline.nightly import ArchiveRequest
+
+    return ArchiveRequest(archive, pattern, match=match, backfill=backfill)
+
+
+def _plan_archive(night: "ArchiveRequest", show: "Callable[[SegmentRequest], None]", *, as_json: bool) -> None:
+    from flows.scenes import SceneLines
+    from pipeline.nightly import SceneResult, line, survey
+
+    lines = SceneLines(night.pattern.out, as_json=as_json)
+    waiting, settled = survey(night)
+    if not waiting and not settled:
+        raise UsageError(_empty(night))
+    for result in settled:
+        if result.status == "failed":
+            lines(result)
+    for entry in waiting:
+        try:
+            show(night.of(entry))
+        except SceneError as error:
+            lines(SceneResult(entry.name, entry.address.path, "failed", line(error)))
+    unchanged = sum(result.status == "unchanged" for result in settled)
+    counts = f"{len(waiting)} scenes to segment, {unchanged} unchanged, {lines.failed} failed"
+    err.print(counts, highlight=False)
+    if lines.failed:
+        raise typer.Exit(1)
 
 
 @app.command(
@@ -92,6 +144,9 @@ def segment(
     scene: ScenePath,
     bundle: BundleDir,
     folder: OutDir,
+    match: Match = None,
+    backfill: Backfill = False,
+    check: Check = False,
     scheduler: Scheduler = None,
     keep_staged: KeepStaged = False,
     as_json: AsJson = False,
@@ -99,49 +154,69 @@ def segment(
 ) -> None:
     """Segment SCENE into OUT: mask.tif, confidence.tif, a STAC item, a preview, run.json.
 
-    An interrupted run goes on where it stopped when the same command is given again.
+    An interrupted run goes on where it stopped when the same command is given again. Of an archive, only scenes that
+    are new or have changed are segmented.
     """
     from models.bundle import open_bundle
-    from pipeline.archive import list_scenes
+    from pipeline.archive import is_archive
     from pipeline.executors import make_executor
     from pipeline.housekeeping import make_folder
-    from pipeline.segment import segment_scene
 
-    scenes = list_scenes(scene)
-    requests = [options.request(path, name, bundle, folder, keep_staged=keep_staged) for path, name in scenes]
+    many = is_archive(scene)
+    path, name = ("", "") if many else (named(scene), Path(scene).stem)
+    request = options.request(path, name, bundle, folder, keep_staged=keep_staged)
     open_bundle(bundle)
     make_folder(folder)
     with make_executor(options.workers, scheduler, folder) as executor:
-
-        def run(request: "SegmentRequest") -> None:
-            with bar(request.name, err, quiet=as_json) as listen:
-                facts = segment_scene(request, executor, listen)
-            if as_json:
-                print(json.dumps(facts))
-            else:
-                out.print(summary(facts, request.folder))
-
-        _each(requests, run, as_json=as_json)
+        if many:
+            night = replace(_night(scene, request, match, backfill), check=check)
+            _segment_archive(night, executor, as_json=as_json)
+        else:
+            with _told(scene, as_json=as_json):
+                _segment_one(request, executor, as_json=as_json)
 
 
-def _each(requests: "list[SegmentRequest]", action: "Callable[[SegmentRequest], None]", *, as_json: bool) -> None:
-    """One bad scene never stops the others; the exit status tells that there was one."""
-    many, failures = len(requests) > 1, 0
-    for request in requests:
-        try:
-            action(request)
-        except Exception as error:  # the program's own faults too must not stop an archive
-            if isinstance(error, UsageError) and not (many and isinstance(error, OutputError)):
-                raise
-            failures += 1
-            message = _line(error)
-            complain(f"{request.name}: {message}" if many else message)
-            if as_json:
-                print(json.dumps({"scene": {"path": request.scene.path}, "error": message}))
-    if many:
-        err.print(f"{len(requests) - failures} of {len(requests)} scenes done, {failures} failed", highlight=False)
-    if failures:
+@contextlib.contextmanager
+def _told(scene: str, *, as_json: bool) -> "Iterator[None]":
+    """Lets errors through, as a line of JSON too if that is wanted and it is the scene's own."""
+    try:
+        yield
+    except Exception as error:
+        if as_json and not isinstance(error, UsageError):
+            print(json.dumps({"scene": {"path": scene}, "error": _line(error)}))
+        raise
+
+
+def _segment_archive(night: "ArchiveRequest", executor: "Executor", *, as_json: bool) -> None:
+    from flows.scenes import SceneLines, scene_bar, show_results
+    from pipeline.nightly import segment_archive
+
+    lines = SceneLines(night.pattern.out, as_json=as_json)
+    with scene_bar(lines, night.archive) as listen:
+        segment_archive(night, executor, listen)
+    if not lines.results:
+        raise UsageError(_empty(night))
+    show_results(lines)
+    if lines.failed:
         raise typer.Exit(1)
+
+
+def _empty(night: "ArchiveRequest") -> str:
+    from pipeline.archive import SUFFIXES
+
+    wanted = f", and --match {night.match}" if night.match else ""
+    return f"{night.archive} holds no scene: looked for {', '.join(SUFFIXES)}{wanted}"
+
+
+def _segment_one(request: "SegmentRequest", executor: "Executor", *, as_json: bool) -> None:
+    from pipeline.segment import segment_scene
+
+    with bar(request.name, err, quiet=as_json) as listen:
+        facts = segment_scene(request, executor, listen)
+    if as_json:
+        print(json.dumps(facts))
+    else:
+        out.print(summary(facts, request.folder))
 
 
 @app.command(

@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 
 _COLOR = re.compile("#[0-9A-Fa-f]{6}")
 
-ScenePath = Annotated[Path, typer.Argument(metavar="SCENE", help="A GeoTIFF, or a folder of them.")]
+ScenePath = Annotated[
+    str,
+    typer.Argument(metavar="SCENE", help="A raster; or an archive: a folder, an fsspec address, a STAC catalogue."),
+]
+Match = Annotated[str | None, typer.Option(help="Of an archive: only paths that fit this glob, as in 'north/*.tif'.")]
+Backfill = Annotated[bool, typer.Option("--backfill", help="Of an archive: redo the results of another bundle too.")]
+Check = Annotated[bool, typer.Option("--check", help="Of an archive: verify finished results, mend what is damaged.")]
 BundleDir = Annotated[Path, typer.Option("--bundle", help="Folder of the trained model.")]
 OutDir = Annotated[Path, typer.Option("--out", help="Folder for results; each scene gets a folder of its name.")]
 ResultDir = Annotated[Path, typer.Argument(metavar="OUT", help="A result, or a folder of results.")]
@@ -72,7 +78,7 @@ class RunOptions:
         bool, typer.Option("--any-resolution", help="Do not insist on the bundle's range of pixel sizes.")
     ] = False
 
-    def request(self, path: Path | str, name: str, bundle: Path, out: Path, **more: Any) -> "SegmentRequest":
+    def request(self, path: str, name: str, bundle: Path, out: Path, **more: Any) -> "SegmentRequest":
         """The request to segment one scene into `out / name`.
 
         Raises:
@@ -90,7 +96,7 @@ class RunOptions:
             workers=self.workers,
         )
         return SegmentRequest(
-            scene=SceneAddress(str(Path(path).absolute()), bands, self.nodata, self._part()),
+            scene=SceneAddress(str(path), bands, self.nodata, self._part()),
             bundle=bundle,
             out=out,
             name=name,
@@ -175,6 +181,19 @@ def numbers(text: str | None, option: str, *, count: int | None = None, least: i
     if min(values) < least:
         raise UsageError(f"{option} {text}: the least number allowed is {least}")
     return values
+
+
+def named(scene: str) -> str:
+    """A scene as the user named it: an absolute path, or an address that something else than a folder answers.
+
+    Raises:
+        UsageError: it is a path, and nothing is there.
+    """
+    if Path(scene).exists():
+        return str(Path(scene).absolute())
+    if ":" in scene or scene.startswith("/vsi"):
+        return scene
+    raise UsageError(f"{scene}: no such file or folder")
 
 
 def existing(path: Path, option: str) -> Path:

@@ -1,50 +1,175 @@
-"""Which scenes a path means, and what their results are called."""
+"""Which scenes an archive holds: a folder, a prefix of any fsspec file system, or a STAC catalogue.
 
+Nothing is opened with GDAL and no pixel is read. What a listing says about files (size, time, ETag) is kept, so that
+the fingerprints of 10^4 scenes cost no further request. What cannot be a scene is told and left out; the rest goes on.
+"""
+
+import fnmatch
+import unicodedata
 from collections import defaultdict
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Literal
 
-from pipeline.errors import UsageError
+from pipeline.errors import SceneError, UsageError
 from pipeline.outputs import MASK
+from pipeline.scene import SceneAddress, fingerprint
+from pipeline.walk import Infos, Problem, local_files, reason, remote_files
 
-SUFFIXES = (".tif", ".tiff")
+SUFFIXES = (".tif", ".tiff", ".jp2", ".png", ".jpg", ".jpeg", ".vrt", ".svs")
+"""Ends of the names of files that are taken for scenes, in lower case."""
 LABELS_END = "-labels"
 """Ends the name of a class raster that lies beside its scene."""
+RESERVED = ("archive.json", "collection.json")
+"""Names in the folder of outputs that are ours."""
+LONGEST = 200
+"""Most bytes of one part of a name: file systems take 255, and we add to it."""
+
+Trust = Literal["archive", "untrusted"]
 
 
-def list_scenes(path: Path) -> list[tuple[Path, str]]:
-    """(file, name of its result) of one scene, or of all scenes at or below a folder, in the order of their names.
+@dataclass(frozen=True)
+class Entry:
+    """One scene of an archive."""
 
-    The name is the scene's path below the folder, without its suffix. Hidden files, class rasters (`*-labels.tif`) and
-    the results of earlier runs are no scenes.
+    name: str
+    """Relative folder and stem of its result: its place below the archive, without its suffix."""
+    address: SceneAddress
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What an archive holds."""
+
+    scenes: tuple[Entry, ...]
+    """In the order of their names."""
+    problems: tuple[Problem, ...] = ()
+    """What looks like a scene and cannot be one: its name or path, and why."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A scene whose name has not been judged yet."""
+
+    name: str
+    address: SceneAddress
+
+
+def is_archive(path: str) -> bool:
+    """Whether `path` means many scenes: a folder, or an address that does not end as a raster does."""
+    return Path(path).is_dir() or ("://" in path and not path.lower().endswith(SUFFIXES))
+
+
+def list_archive(
+    archive: str,
+    *,
+    trust: Trust = "archive",
+    match: str | None = None,
+    out: Path | None = None,
+    pattern: SceneAddress | None = None,
+) -> Listing:
+    """The scenes of a folder, an fsspec address or a STAC catalogue (`.json`), and what is wrong with the others.
+
+    `match` narrows it by a glob on the path below the archive; its `*` takes slashes too. `pattern` gives every scene
+    its bands, nodata and window. Hidden files, class rasters (`*-labels`), results of earlier runs and all below `out`
+    are no scenes.
 
     Raises:
-        UsageError: nothing is there, or two scenes would share one result.
+        UsageError: there is no such archive, or it cannot be listed at all.
     """
-    if path.is_file():
-        return [(path, path.stem)]
-    if not path.is_dir():
-        raise UsageError(f"{path}: no such file or folder")
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-    scenes = [file for file in files if _is_scene(file, path)]
-    if not scenes:
-        raise UsageError(f"{path} holds no scene: looked for {', '.join(SUFFIXES)}")
-    named = [(file, file.relative_to(path).with_suffix("").as_posix()) for file in scenes]
-    _check_collisions(named)
-    return named
+    del trust
+    found, _infos, problems = _found(archive, match, out, pattern or SceneAddress(""))
+    good, bad = judged(found)
+    scenes: list[Entry] = []
+    for each in good:
+        try:
+            scenes.append(Entry(each.name, each.address, fingerprint(Path(each.address.path))))
+        except (SceneError, OSError) as error:
+            bad.append((each.name, reason(error)))
+    return Listing(tuple(scenes), tuple(sorted([*problems, *bad])))
 
 
-def _is_scene(file: Path, folder: Path) -> bool:
-    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    return not hidden and not file.stem.endswith(LABELS_END) and not (file.parent / MASK).exists()
+def _found(
+    archive: str, match: str | None, out: Path | None, pattern: SceneAddress
+) -> tuple[list[Found], Infos, list[Problem]]:
+    place = Path(archive).absolute()
+    if "://" in archive:
+        root = archive.rstrip("/")
+        infos, problems = remote_files(root)
+    elif place.is_file():
+        return [Found(place.stem, replace(pattern, path=str(place)))], {}, []
+    elif place.is_dir():
+        root = str(place).rstrip("/")
+        infos, problems = local_files(place, None if out is None else out.absolute())
+    else:
+        raise UsageError(f"{archive}: no such file or folder")
+    inside = {path[len(root) + 1 :]: path for path in sorted(infos)}
+    results = {name.partition(f"/{MASK}/")[0] for name in inside if f"/{MASK}/" in name}
+    scenes = [
+        name
+        for name in inside
+        if _is_scene(PurePosixPath(name), results) and (match is None or fnmatch.fnmatchcase(name, match))
+    ]
+    return [Found(_stem(name), replace(pattern, path=inside[name])) for name in scenes], infos, problems
 
 
-def _check_collisions(named: list[tuple[Path, str]]) -> None:
-    by_name: defaultdict[str, list[str]] = defaultdict(list)
-    for file, name in named:
-        by_name[name].append(file.name)
-    for name, files in by_name.items():
-        if len(files) > 1:
-            raise UsageError(f"{' and '.join(files)} would both be written to {name}: rename one of them")
-        nested = [other for other in by_name if other.startswith(f"{name}/")]
-        if nested:
-            raise UsageError(f"the result of {files[0]} would hold that of {nested[0]}: rename one of them")
+def _is_scene(file: PurePosixPath, results: set[str]) -> bool:
+    if file.suffix.lower() not in SUFFIXES or file.stem.endswith(LABELS_END):
+        return False
+    if any(part.startswith(".") and part != ".." for part in file.parts):
+        return False
+    return not results or not any(str(parent) in results for parent in file.parents)
+
+
+def _stem(name: str) -> str:
+    return name[: len(name) - len(PurePosixPath(name).suffix)]
+
+
+def judged(found: Sequence[Found]) -> tuple[list[Found], list[Problem]]:
+    """The scenes whose names can be those of results, in their order, and what is wrong with the others.
+
+    A good name is relative, stays below the folder of outputs, is printable, and is neither another scene's nor above
+    or below it.
+    """
+    by_name: defaultdict[str, list[Found]] = defaultdict(list)
+    for each in found:
+        by_name[each.name].append(each)
+    problems = {name: fault for name in by_name if (fault := _fault(name))}
+    problems |= {name: fault for name, same in by_name.items() if (fault := _doubled(name, same))}
+    for name in by_name:
+        if name not in problems and (above := next((part for part in _above(name) if part in by_name), None)):
+            problems[name] = f"its result would lie in that of {above}: rename one of them"
+    good = [by_name[name][0] for name in sorted(by_name) if name not in problems]
+    return good, [(shown(name), fault) for name, fault in problems.items()]
+
+
+def _above(name: str) -> Iterator[str]:
+    return (str(parent) for parent in PurePosixPath(name).parents)
+
+
+def _doubled(name: str, same: Sequence[Found]) -> str | None:
+    if len(same) < 2:
+        return None
+    files = " and ".join(shown(PurePosixPath(each.address.path).name) for each in same)
+    return f"{files} would both be written to {shown(name)}: rename one of them"
+
+
+def _fault(name: str) -> str | None:
+    """What keeps `name` from being that of a result."""
+    parts = name.split("/")
+    if any(unicodedata.category(letter) in {"Cc", "Cf", "Cs", "Zl", "Zp"} for letter in name):
+        return "its name holds control characters or is not UTF-8: rename it"
+    if any(part in {"", ".", ".."} for part in parts):
+        return "its name would leave the folder of outputs: rename it"
+    if parts[0] in RESERVED or any(part.startswith(".") for part in parts):
+        return "its name is one of our own files', or hidden: rename it"
+    if any(len(part.encode()) > LONGEST for part in parts):
+        return f"a part of its name is over {LONGEST} bytes: rename it"
+    return None
+
+
+def shown(text: str) -> str:
+    """`text` on one line, with what cannot be printed spelled out."""
+    return text if text.isprintable() else text.encode("unicode_escape", "backslashreplace").decode()

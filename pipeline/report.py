@@ -1,5 +1,6 @@
 """`run.json`: what was made of what, by what, and how fast. Written once for each result, with a schema number."""
 
+import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -9,6 +10,7 @@ from typing import Any
 
 from pipeline.ledger import BlockRecord
 from pipeline.plan import Plan
+from pipeline.scene import SceneAddress
 from pipeline.statistics import area_totals, class_totals, confidence_totals
 from pipeline.worker import TaskReport
 
@@ -21,10 +23,13 @@ def facts(
     reports: Sequence[TaskReport],
     seconds: Mapping[str, float],
     resumed: int,
+    *,
+    wanted: SceneAddress,
 ) -> dict[str, Any]:
     """Everything that a reader of the result may ask.
 
-    `seconds` holds wall time by phase of this run; `resumed` counts the blocks that earlier runs had recorded.
+    `seconds` holds wall time by phase of this run; `resumed` counts the blocks that earlier runs had recorded; `wanted`
+    is the scene as it was asked for, before the plan chose its bands.
     """
     fresh = sum(record.window.pixels for report in reports for record in report.records)
     return {
@@ -40,6 +45,7 @@ def facts(
             "width": plan.grid.width,
             "radiometry": {"scale": list(plan.radiometry.scale), "offset": list(plan.radiometry.offset)},
         },
+        "asked": asked(wanted),
         "bundle": {
             "name": plan.spec.name,
             "digest": plan.engine.bundle,
@@ -70,6 +76,12 @@ def facts(
             "peak_bytes": max((report.peak_bytes for report in reports), default=0),
         },
     }
+
+
+def asked(address: SceneAddress) -> dict[str, Any]:
+    """What a request decides about a scene's content, as it is recorded: an archive compares it with what it asks."""
+    facts: dict[str, Any] = json.loads(json.dumps(address.to_json()))
+    return {key: value for key, value in facts.items() if key != "path"}
 
 
 def _coverage(plan: Plan, records: Sequence[BlockRecord]) -> dict[str, int]:

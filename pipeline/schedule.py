@@ -22,12 +22,14 @@ class Progress:
     """How far a run is."""
 
     phase: str
-    """`stage`, `segment` or `publish`."""
+    """`stage`, `segment` or `publish`; `archive` for all its scenes together."""
     done: int
-    """Pixels of finished blocks (files, when publishing), those of earlier runs included."""
+    """Pixels of finished blocks (files, when publishing; scenes, of an archive), those of earlier runs included."""
     total: int
     resumed: int = 0
     """Of these, done before this run started."""
+    scene: str = ""
+    """Its name in the archive, where there is one."""
 
 
 Listener = Callable[[Progress], None]

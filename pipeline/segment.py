@@ -125,7 +125,7 @@ def segment_scene(request: SegmentRequest, executor: Executor, listen: Listener 
         workshop.check_place(request.folder, plan)
         workshop.adopt_published(plan, request.folder, run)
         records = workshop.open_run(plan, run)
-        facts = _Job(plan, run, executor, listen).work(records, request.staged, keep_staged=request.keep_staged)
+        facts = _Job(plan, run, executor, listen, request).work(records)
         workshop.check_place(request.folder, plan)
         exchange(run, request.folder)
         workshop.sweep(request.workshop)
@@ -146,12 +146,13 @@ class _Job:
     run: Path
     executor: Executor
     listen: Listener
+    request: SegmentRequest
 
-    def work(self, records: dict[tuple[int, int], BlockRecord], cache: Path, *, keep_staged: bool) -> dict[str, Any]:
+    def work(self, records: dict[tuple[int, int], BlockRecord]) -> dict[str, Any]:
         """Do what is left and write every output; returns the facts of `run.json`."""
         clock = [time.perf_counter()]
         schedule = Schedule(self.plan, self.run, records, self.listen)
-        with workshop.staged(self.plan, self.run, cache, keep=keep_staged):
+        with workshop.staged(self.plan, self.run, self.request.staged, keep=self.request.keep_staged):
             schedule.start()
             for outcome in self.executor.run(perform, schedule, self.plan.key[:16]):
                 schedule.finish(outcome)
@@ -161,7 +162,8 @@ class _Job:
             clock.append(time.perf_counter())
         Ledger(self.run / LEDGER).compact(schedule.records.values())
         seconds = {"segment": clock[1] - clock[0], "publish": clock[2] - clock[1]}
-        facts = report.facts(self.plan, list(schedule.records.values()), reports, seconds, len(records))
+        done = list(schedule.records.values())
+        facts = report.facts(self.plan, done, reports, seconds, len(records), wanted=self.request.scene)
         (self.run / RUN).write_text(json.dumps(facts, indent=1), encoding="utf-8")
         self.publish(["item"])
         return facts

@@ -1,0 +1,91 @@
+"""An archive, night after night, on real files."""
+
+import json
+import shutil
+
+import pytest
+from drawn_bundle import draw_bundle
+from drawn_scenes import noise, write_tiff
+
+from pipeline.executors import SerialExecutor
+from pipeline.nightly import ArchiveRequest, SceneResult, pending, segment_archive
+from pipeline.plan import PlanOptions
+from pipeline.scene import SceneAddress
+from pipeline.segment import SegmentRequest
+
+TILED = {"tiled": True, "blockxsize": 128, "blockysize": 128}
+
+
+@pytest.fixture
+def night(bundle, tmp_path):
+    """Two good scenes and one that is none, and the request to segment them."""
+    folder = tmp_path / "archive"
+    (folder / "deep").mkdir(parents=True)
+    write_tiff(folder / "a.tif", noise(3, 60, 70), **TILED)
+    (folder / "b.tif").write_bytes(b"no image at all")
+    write_tiff(folder / "deep" / "c.tif", noise(3, 150, 200), **TILED)
+    return ask(folder, bundle, tmp_path / "out")
+
+
+def ask(folder, bundle, out, **changes):
+    pattern = SegmentRequest(SceneAddress(""), bundle, out, "", PlanOptions(), "null", tile=128, threads=1)
+    return ArchiveRequest(str(folder), pattern, **changes)
+
+
+def states(report):
+    return {result.name: result.status for result in report.results}
+
+
+def test_a_bad_scene_is_one_line_and_the_others_go_on(night, tmp_path):
+    heard = []
+    report = segment_archive(night, SerialExecutor(), heard.append)
+    assert states(report) == {"a": "done", "b": "failed", "deep/c": "done"}
+    (bad,) = report.failed
+    assert bad.error.startswith(f"{tmp_path}/archive/b.tif is not a TIFF")
+    assert (tmp_path / "out/deep/c/mask.tif").exists()
+    assert {event.name for event in heard if isinstance(event, SceneResult)} == {"a", "b", "deep/c"}
+    assert {event.scene for event in heard if not isinstance(event, SceneResult)} >= {"a", "deep/c"}
+
+
+def test_the_report_lies_in_the_folder_of_outputs(night, tmp_path):
+    report = segment_archive(night, SerialExecutor())
+    told = json.loads((tmp_path / "out/archive.json").read_text())
+    assert told == json.loads(json.dumps(report.to_json()))
+    assert (told["schema"], told["counts"]) == (1, {"done": 2, "unchanged": 0, "failed": 1})
+
+
+def test_the_second_night_does_only_what_is_new_or_has_changed(night, tmp_path):
+    segment_archive(night, SerialExecutor())
+    folder = tmp_path / "archive"
+    write_tiff(folder / "a.tif", noise(3, 60, 70, seed=1), **TILED)
+    write_tiff(folder / "d.tif", noise(3, 60, 70), **TILED)
+    assert [entry.name for entry in pending(night)] == ["a", "b", "d"]
+    report = segment_archive(night, SerialExecutor())
+    assert states(report) == {"a": "done", "b": "failed", "d": "done", "deep/c": "unchanged"}
+
+
+def test_other_bands_are_another_question(night, bundle, tmp_path):
+    segment_archive(night, SerialExecutor())
+    pattern = SegmentRequest(
+        SceneAddress("", (3, 2, 1)), bundle, tmp_path / "out", "", PlanOptions(), "null", tile=128, threads=1
+    )
+    assert len(pending(ArchiveRequest(night.archive, pattern))) == 3
+
+
+def test_another_bundle_is_for_new_scenes_unless_a_backfill_is_asked_for(night, tmp_path):
+    segment_archive(night, SerialExecutor())
+    draw_bundle(tmp_path / "other", seed=1, halo=32, tiles=(128, 256))
+    folder, out = tmp_path / "archive", tmp_path / "out"
+    assert [entry.name for entry in pending(ask(folder, tmp_path / "other", out))] == ["b"]
+    report = segment_archive(ask(folder, tmp_path / "other", out, backfill=True), SerialExecutor())
+    assert states(report) == {"a": "done", "b": "failed", "deep/c": "done"}
+
+
+def test_a_check_finds_a_damaged_result_and_mends_it(night, bundle, tmp_path):
+    segment_archive(night, SerialExecutor())
+    (tmp_path / "out/a/mask.tif").write_bytes(b"torn")
+    shutil.rmtree(tmp_path / "archive/deep")
+    assert [entry.name for entry in pending(night)] == ["b"]
+    report = segment_archive(ask(tmp_path / "archive", bundle, tmp_path / "out", check=True), SerialExecutor())
+    assert states(report) == {"a": "done", "b": "failed"}
+    assert pending(night)[0].name == "b"
