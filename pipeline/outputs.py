@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline import store
 from pipeline.errors import UnreadableError
 from pipeline.ledger import Ledger
-from pipeline.plan import COG_CACHE, Plan
+from pipeline.plan import Plan
 from pipeline.publish.cog import write_cog
 from pipeline.publish.preview import write_preview
 from pipeline.publish.stac import write_item
@@ -52,7 +52,6 @@ def _cog(plane: str, name: str) -> Callable[[Plan, Path], None]:
             georef=plan.georef,
             classes=plan.spec.classes,
             attribution=plan.spec.attribution,
-            cache_mb=COG_CACHE >> 20,
         )
 
     return write

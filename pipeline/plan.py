@@ -33,8 +33,6 @@ TASK_SECONDS = 15.0
 """Wanted length of a task on a CPU."""
 GDAL_CACHE = 32 * 2**20
 """Bytes of decoded source blocks that GDAL may keep in each process."""
-COG_CACHE = 16 * 2**20
-"""Likewise while a COG is written: more makes it no faster."""
 SLACK = 128 * 2**20
 """Bytes for what is not counted one by one: zarr's buffers, report pages, the allocator's fragmentation."""
 

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import rasterio
 import rasterio.shutil
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning
 from rio_cogeo import cog_validate
@@ -16,6 +18,7 @@ from pipeline.errors import OutputError, VerifyError
 from pipeline.georef import Georef
 from pipeline.grid import Window
 from pipeline.publish.cog import write_cog
+from pipeline.publish.pyramid import mean_of_four, mode_of_four
 from pipeline.store import create_mask, write_block
 
 NOWHERE = Georef(crs=None, transform=None)
@@ -59,7 +62,7 @@ def stored(path: Path, labels: np.ndarray, georef: Georef, block: int = 512) -> 
 def written(folder: Path, labels: np.ndarray, georef: Georef, plane: str = "labels", block: int = 512) -> Path:
     store = stored(folder / f"{block}.zarr", labels, georef, block)
     out = folder / f"{plane}-{block}.tif"
-    write_cog(store, plane, out, georef=georef, classes=CLASSES, attribution="© somebody", cache_mb=8)
+    write_cog(store, plane, out, georef=georef, classes=CLASSES, attribution="© somebody")
     return out
 
 
@@ -79,6 +82,20 @@ def test_a_mask_is_a_valid_cog_with_the_pixels_of_the_store(tmp_path):
 def test_a_cog_is_valid_whatever_its_shape(tmp_path, shape):
     labels = np.random.default_rng(0).integers(0, 2, shape).astype(np.uint8)
     assert cog_validate(written(tmp_path, labels, NORTH_UP), strict=True) == (True, [], [])
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(1, 1400), st.integers(1, 1400), st.sampled_from(["labels", "confidence"]))
+def test_all_levels_have_the_pixels_that_halving_gives(tmp_path_factory, height, width, plane):
+    noise = np.random.default_rng(height).choice(np.array([0, 1, 255], np.uint8), (height, width))
+    out = written(tmp_path_factory.mktemp("cog"), noise, NORTH_UP, plane)
+    expected = noise if plane == "labels" else np.where(noise == 255, 255, 127).astype(np.uint8)
+    with rasterio.open(out) as file:
+        levels = [None, *range(len(file.overviews(1)))]
+    for level in levels:
+        with rasterio.open(out, **({} if level is None else {"overview_level": level})) as file:
+            np.testing.assert_array_equal(file.read(1), expected)
+        expected = (mode_of_four if plane == "labels" else mean_of_four)(expected)
 
 
 @pytest.mark.parametrize("kind", GEOREFS)

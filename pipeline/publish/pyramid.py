@@ -1,6 +1,6 @@
 """Halving a plane for an overview: each pixel stands for four, nodata left out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import reduce
 from operator import or_
 
@@ -11,6 +11,18 @@ from models.spec import NODATA
 
 Plane = NDArray[np.uint8]
 """(H, W)."""
+Halve = Callable[[Plane], Plane]
+"""(H, W) -> (h, w), rounded up."""
+
+_FEW = 1 / 8
+"""Share of fours that differ up to which only these are looked at: picking them out is dear."""
+
+
+def constant(plane: Plane) -> int | None:
+    """The only value of `plane`; None where it has several."""
+    value = int(plane[0, 0])
+    rows = (plane[len(plane) // 2], plane[-1], plane)  # most that are not constant show it in a row
+    return value if all((part == value).all() for part in rows) else None
 
 
 def mode_of_four(plane: Plane) -> Plane:
@@ -26,16 +38,26 @@ def mean_of_four(plane: Plane) -> Plane:
     return _halved(plane, _mean)
 
 
-def _halved(plane: Plane, rule: Callable[[Sequence[Plane]], Plane]) -> Plane:
-    """`rule` is asked only where the four differ: that is rare in a mask, and dear."""
-    four = _four(plane)
-    half = four[0]
-    differ = reduce(or_, (half != value for value in four[1:]))
-    half[differ] = rule([value[differ] for value in four])
+Pairs = NDArray[np.uint16]
+"""Neighbours in a row, two in a number: the left one is the low byte."""
+
+
+def _halved(plane: Plane, rule: Callable[[Pairs, Pairs], Plane]) -> Plane:
+    """`rule` is asked where the four differ, which is rare in a mask; in noise it is asked everywhere."""
+    upper, lower = _pairs(plane)
+    half = upper.astype(np.uint8)
+    differ = (upper != lower) | (upper >> 8 != half)
+    many = np.count_nonzero(differ)
+    if many > _FEW * differ.size:
+        return rule(upper, lower)
+    if many:
+        where = np.flatnonzero(differ)
+        half.ravel()[where] = rule(upper.ravel()[where], lower.ravel()[where])
     return half
 
 
-def _mode(four: Sequence[Plane]) -> Plane:
+def _mode(upper: Pairs, lower: Pairs) -> Plane:
+    four = [pair.astype(np.uint8) for row in (upper, lower) for pair in (row, row >> 8)]
     best = four[3]
     for value in four[2::-1]:
         best = np.where(value == NODATA, best, value)
@@ -45,19 +67,21 @@ def _mode(four: Sequence[Plane]) -> Plane:
     return best
 
 
-def _mean(four: Sequence[Plane]) -> Plane:
-    total, valid = (np.zeros(four[0].shape, np.uint16) for _ in range(2))
-    for value in four:
-        known = value != NODATA
-        np.add(total, value, out=total, where=known)
-        valid += known
-    # Four that differ are not all nodata.
-    return ((total + valid // 2) // valid).astype(np.uint8)
+def _mean(upper: Pairs, lower: Pairs) -> Plane:
+    four = upper & 255, upper >> 8, lower & 255, lower >> 8
+    total = four[0] + four[1] + four[2] + four[3]
+    if max(value.max() for value in four) < NODATA:
+        return np.asarray(total + 2 >> 2, np.uint8)
+    missing = reduce(np.add, [(value == NODATA).view(np.uint8) for value in four])
+    valid = np.maximum(4 - missing, 1)
+    mean = (total - missing * np.uint16(NODATA) + valid // 2) // valid
+    return np.where(missing == 4, NODATA, mean).astype(np.uint8)
 
 
-def _four(plane: Plane) -> list[Plane]:
-    """The four pixels of each 2 x 2, in reading order; beyond an odd edge lies nodata."""
+def _pairs(plane: Plane) -> tuple[Pairs, Pairs]:
+    """The upper and the lower row of each 2 x 2; beyond an odd edge lies nodata."""
     height, width = plane.shape
     if height % 2 or width % 2:
         plane = np.pad(plane, ((0, height % 2), (0, width % 2)), constant_values=NODATA)
-    return [plane[row::2, col::2].copy() for row in (0, 1) for col in (0, 1)]
+    pairs = np.ascontiguousarray(plane).view("<u2")
+    return pairs[0::2], pairs[1::2]
