@@ -17,6 +17,7 @@ from pydantic import Field
 from flows.artifacts import escape, picture, plain, table
 from flows.parameters import Options
 from flows.progress import LoggedProgress
+from flows.show import area
 from pipeline.errors import IncompleteError, WidefieldError
 from pipeline.executors import make_executor
 from pipeline.housekeeping import make_folder
@@ -72,7 +73,7 @@ def page(facts: dict[str, Any], folder: Path) -> str:
     coverage, seconds = facts["coverage"], facts["speed"]["seconds"]
     phases = ", ".join(f"{phase} {value:.1f} s" for phase, value in seconds.items())
     engine = f"{facts['engine']['backend']} {facts['engine']['precision']}"
-    classes = [(entry["name"], f"{entry['share']:.2%}", _area(entry["area_m2"])) for entry in facts["classes"]]
+    classes = [(entry["name"], f"{entry['share']:.2%}", area(entry["area_m2"])) for entry in facts["classes"]]
     lines = [
         f"# {escape(Path(facts['scene']['path']).name)}",
         "",
@@ -85,10 +86,6 @@ def page(facts: dict[str, Any], folder: Path) -> str:
         picture(folder / "preview.png"),
     ]
     return "\n".join(lines)
-
-
-def _area(square_metres: float | None) -> str:
-    return "" if square_metres is None else f"{square_metres:,.0f} m²"
 
 
 def main() -> None:

@@ -33,14 +33,25 @@ def rows(pairs: list[tuple[str, str]]) -> Table:
     return table
 
 
+def area(square_metres: float | None) -> str:
+    """In the unit that suits it: `3,420 m2`, on a slide `7.46 mm2`, `512 um2`; nothing where it is not known."""
+    if square_metres is None:
+        return ""
+    if square_metres == 0 or square_metres >= 10:
+        return f"{square_metres:,.0f} m2"
+    if square_metres >= 1e-3:
+        return f"{square_metres:.3g} m2"
+    return f"{square_metres * 1e6:.3g} mm2" if square_metres >= 1e-8 else f"{square_metres * 1e12:,.0f} um2"
+
+
 def summary(facts: dict[str, Any], folder: Path) -> Table:
     """What a run did, from the facts of its run.json."""
     coverage, blocks, engine, memory = (facts[key] for key in ("coverage", "blocks", "engine", "memory"))
     title = f"{folder}" + (" (unchanged: nothing was left to do)" if facts.get("unchanged") else "")
     table = Table("what", "value", title=title, title_justify="left")
     for entry in facts["classes"]:
-        area = "" if entry["area_m2"] is None else f"  {entry['area_m2']:,.0f} m2"
-        table.add_row(entry["name"], f"{entry['share']:.2%}  {entry['pixels']:,} px{area}")
+        values = (f"{entry['share']:.2%}", f"{entry['pixels']:,} px", area(entry["area_m2"]))
+        table.add_row(entry["name"], "  ".join(filter(None, values)))
     valid = f"{coverage['valid']:,} = {coverage['classified']:,}"
     table.add_row("valid = classified", f"{valid} of {coverage['pixels']:,} px")
     table.add_row("blocks", f"{blocks['done']} done, {blocks['resumed']} resumed, {blocks['total']} in all")

@@ -113,8 +113,8 @@ class Georef:
     def footprint(self, height: int, width: int) -> list[tuple[float, float]] | None:
         """The scene's outline as a closed, counter-clockwise ring of `(longitude, latitude)` on WGS 84.
 
-        Through the map that the class describes; None where nothing places the scene on the Earth, or where a part of
-        its outline has no longitude and latitude.
+        Through the map that the class describes; None where nothing places the scene on the Earth, where a part of its
+        outline has no longitude and latitude, or where it encloses nothing.
         """
         placed = self._mapping()
         if placed is None or (to_wgs84 := _transformer(placed[0], "EPSG:4326")) is None:
@@ -123,7 +123,7 @@ class Georef:
         rows = np.concatenate([step, np.ones_like(step), 1 - step, np.zeros_like(step)]) * height
         cols = np.concatenate([np.zeros_like(step), step, np.ones_like(step), 1 - step]) * width
         lon, lat = to_wgs84.transform(*placed[1](rows, cols))
-        if not (np.isfinite(lon).all() and np.isfinite(lat).all()):
+        if not (np.isfinite(lon).all() and np.isfinite(lat).all()) or 0 in {np.ptp(lon), np.ptp(lat)}:
             return None
         clockwise = np.sum(lon * np.roll(lat, -1) - np.roll(lon, -1) * lat) < 0
         ring = [(float(x), float(y)) for x, y in zip(lon, lat, strict=True)][:: -1 if clockwise else 1]
@@ -239,11 +239,12 @@ def _authority_code(crs: str) -> str | None:
 def _transformer(crs: str, target: str | None) -> pyproj.Transformer | None:
     """From `crs` to (longitude, latitude) in degrees: of `target`, or of the CRS's own datum.
 
-    None where the CRS has none (a local engineering system, say) or is not understood.
+    None where the CRS has none (a local engineering system, say), is geocentric (a picture is no plane in it), or is
+    not understood.
     """
     try:
         source = pyproj.CRS.from_user_input(crs)
-        geodetic = target or source.geodetic_crs
+        geodetic = None if source.is_geocentric else target or source.geodetic_crs
         return None if geodetic is None else pyproj.Transformer.from_crs(source, geodetic, always_xy=True)
     except pyproj.exceptions.ProjError:
         return None

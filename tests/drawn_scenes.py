@@ -9,6 +9,24 @@ from rasterio.errors import NotGeoreferencedWarning
 
 UTM = Affine(0.5, 0, 500000, 0, -0.5, 4600000)
 
+RPCS = (
+    ("HEIGHT_OFF", "100"),
+    ("HEIGHT_SCALE", "500"),
+    ("LAT_OFF", "50"),
+    ("LAT_SCALE", "0.01"),
+    ("LINE_DEN_COEFF", "1 " + "0.0003 " * 19),
+    ("LINE_NUM_COEFF", "0.001 0.02 -1 0.01 " + "0.0002 " * 16),
+    ("LINE_OFF", "40"),
+    ("LINE_SCALE", "40"),
+    ("LONG_OFF", "10"),
+    ("LONG_SCALE", "0.01"),
+    ("SAMP_DEN_COEFF", "1 " + "-0.0002 " * 19),
+    ("SAMP_NUM_COEFF", "0.002 1 0.03 -0.01 " + "0.0001 " * 16),
+    ("SAMP_OFF", "50"),
+    ("SAMP_SCALE", "50"),
+)
+"""A camera of 80 x 100 pixels, as GDAL's metadata domain `RPC` tells it."""
+
 
 def write_tiff(path, pixels, *, mask=None, descriptions=(), crs="EPSG:32633", transform=UTM, **profile):
     """`pixels` (C, H, W) as a GeoTIFF; `mask` (H, W) becomes an internal mask."""

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import rasterio
-from drawn_scenes import noise, write_tiff
+from drawn_scenes import RPCS, noise, write_tiff
 from pydantic import TypeAdapter
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
@@ -19,23 +19,13 @@ from pipeline.placement import creation, describe, differences, physical_size, r
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
 WGS84 = CRS.from_epsg(4326).to_wkt(version="WKT2_2019")
-OFFSETS = {"LINE_OFF": "40", "SAMP_OFF": "50", "LAT_OFF": "50", "LONG_OFF": "10", "HEIGHT_OFF": "100"}
-SCALES = {"LINE_SCALE": "40", "SAMP_SCALE": "50", "LAT_SCALE": "0.01", "LONG_SCALE": "0.01", "HEIGHT_SCALE": "500"}
-RPCS = {
-    **OFFSETS,
-    **SCALES,
-    "LINE_NUM_COEFF": "0.001 0.02 -1 0.01 " + "0.0002 " * 16,
-    "LINE_DEN_COEFF": "1 " + "0.0003 " * 19,
-    "SAMP_NUM_COEFF": "0.002 1 0.03 -0.01 " + "0.0001 " * 16,
-    "SAMP_DEN_COEFF": "1 " + "-0.0002 " * 19,
-}
 POINTS = tuple(
     ControlPoint(r, c, 10 + 0.001 * c + 1e-7 * r * c, 50 - 0.002 * r + 2e-7 * c * c, 7)
     for r in (0, 40, 80)
     for c in (0, 50, 99)
 )
 BY_POINTS = Georef(WGS84, None, gcps=POINTS)
-BY_RPCS = Georef(None, None, rpcs=tuple(sorted(RPCS.items())))
+BY_RPCS = Georef(None, None, rpcs=RPCS)
 PLACES = {
     "points": BY_POINTS,
     "points in their middle": replace(BY_POINTS, pixel_is_point=True),
@@ -162,7 +152,7 @@ def test_what_is_no_map_is_refused():
     broken = [{"LINE_OFF": "x"}, {"LAT_SCALE": "0"}, {"LINE_NUM_COEFF": "1 2"}, {"SAMP_OFF": "nan"}]
     for changes in broken:
         with pytest.raises(ValueError, match="RPCs"):
-            Georef(None, None, rpcs=tuple((RPCS | changes).items()))
+            Georef(None, None, rpcs=tuple((dict(RPCS) | changes).items()))
     with pytest.raises(ValueError, match="not by both"):
         Georef(WGS84, (1, 0, 0, 0, -1, 5), gcps=POINTS)
     with pytest.raises(ValueError, match="not finite"):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pystac
 import pytest
+from drawn_scenes import RPCS
 from jsonschema import Draft7Validator
 from pystac.validation.local_validator import get_local_schema_cache
 from rasterio.crs import CRS
@@ -12,6 +13,7 @@ from referencing import Registry, Resource
 from models.spec import Class
 from pipeline.errors import OutputError
 from pipeline.georef import Georef
+from pipeline.ground import ControlPoint
 from pipeline.publish.geometry import geojson
 from pipeline.publish.stac import ASSETS, write_item
 
@@ -26,6 +28,7 @@ FACTS = {
     "engine": {"digest": "e17e"},
     "versions": {"widefield": "0.1.0", "numpy": "2.1.0"},
 }
+WGS84 = CRS.from_epsg(4326).to_wkt(version="WKT2_2019")
 UTM = Georef(CRS.from_epsg(32736).to_wkt(version="WKT2_2019"), (0.5, 0.0, 500000.0, 0.0, -0.5, 9000000.0))
 
 
@@ -39,9 +42,26 @@ def item(folder: Path, georef: Georef, names=tuple(ASSETS)) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("georef", [UTM, Georef(None, None), Georef(None, (1.0, 0.0, 0.0, 0.0, 1.0, 0.0))])
-def test_items_fit_the_core_schema_with_and_without_a_place(tmp_path, georef):
-    written = item(tmp_path, georef)
+GEOREFS = {
+    "affine": UTM,
+    "nowhere": Georef(None, None),
+    "no CRS": Georef(None, (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)),
+    "no transform": Georef(WGS84, None),
+    "control points": Georef(WGS84, None, gcps=tuple(ControlPoint(r, c, c, -r) for r in (0, 9) for c in (0, 9))),
+    "control points on a line": Georef(WGS84, None, gcps=tuple(ControlPoint(i, i, i, i) for i in range(4))),
+    "geocentric": Georef(CRS.from_epsg(4978).to_wkt(version="WKT2_2019"), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)),
+    "RPCs": Georef(None, None, rpcs=RPCS),
+    "a slide": Georef(None, None, pixel_size=(5e-7, 5e-7)),
+    "antimeridian": Georef(WGS84, (0.01, 0.0, 179.0, 0.0, -0.01, -16.0)),
+    "pole": Georef(CRS.from_epsg(3031).to_wkt(version="WKT2_2019"), (1000.0, 0.0, -1e5, 0.0, -1000.0, 1e5)),
+}
+
+
+@pytest.mark.parametrize("name", GEOREFS)
+def test_items_fit_the_core_schema_with_and_without_a_place(tmp_path, name):
+    written = item(tmp_path, GEOREFS[name])
+    placed = {"affine", "control points", "RPCs", "antimeridian", "pole"}
+    assert (written["geometry"] is not None) == ("bbox" in written) == (name in placed)
     schemas = {name: Resource.from_contents(schema) for name, schema in get_local_schema_cache().items()}
     core = schemas["https://schemas.stacspec.org/v1.1.0/item-spec/json-schema/item.json"].contents
     Draft7Validator(core, registry=Registry().with_resources(schemas.items())).validate(written)

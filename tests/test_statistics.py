@@ -14,3 +14,11 @@ def test_what_lies_beyond_the_limb_of_the_earth_has_no_area():
     seen = class_areas(labels, Window(0, 0, 1400, 1400), georef)[1]
     assert seen == pytest.approx(2.12e14, rel=0.1)  # a cap of 81 degrees around the satellite's foot
     assert class_areas(labels[:100, :100], Window(0, 0, 100, 100), georef) == {}
+
+
+def test_areas_of_a_slide_are_its_pixels_times_their_size():
+    slide = Georef(None, None, pixel_size=(5e-7, 4e-7))
+    labels = np.zeros((300, 200), np.uint8)
+    labels[:10, :10] = 3
+    areas = class_areas(labels, Window(64, 0, 300, 200), slide)
+    assert areas == pytest.approx({0: 59_900 * 2e-13, 3: 100 * 2e-13}, rel=1e-12)
