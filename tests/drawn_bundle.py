@@ -38,4 +38,5 @@ def drawn_crops(count=3, edge=48):
 
 def draw_bundle(path, seed=0, **changes):
     spec = drawn_spec(**changes)
-    return save_bundle(path, spec, drawn_network(spec, seed), {}, "# Drawn\n", drawn_crops(), storage="fp32")
+    crops = [crop[: len(spec.bands)] for crop in drawn_crops()]
+    return save_bundle(path, spec, drawn_network(spec, seed), {}, "# Drawn\n", crops, storage="fp32")
