@@ -47,3 +47,29 @@ def _parts(outline: Polygon) -> list[Polygon]:
         polygons = [part for part in getattr(inside, "geoms", [inside]) if isinstance(part, Polygon) and part.area > 0]
         parts += [shapely.geometry.polygon.orient(translate(part, xoff=-turn)) for part in polygons]
     return parts
+
+
+def union(boxes: Sequence[Sequence[float]]) -> list[float] | None:
+    """The smallest `[west, south, east, north]` around all boxes; west is greater than east across the antimeridian.
+
+    None of no boxes.
+    """
+    if not boxes:
+        return None
+    south, north = min(box[1] for box in boxes), max(box[3] for box in boxes)
+    spans = sorted((west, east if west <= east else east + 360) for west, _, east, _ in boxes)
+    # What reaches across the antimeridian covers the beginning of the circle too.
+    reach, gaps = max(spans[0][1], max(east for _, east in spans) - 360), []
+    for west, east in spans[1:]:
+        gaps.append((west - reach, reach, west))
+        reach = max(reach, east)
+    gaps.append((spans[0][0] + 360 - reach, reach, spans[0][0] + 360))
+    # The box is what the widest gap leaves of the circle; without a gap, all of it.
+    width, end, start = max(gaps)
+    if width <= 0:
+        return [-180.0, south, 180.0, north]
+    return [_turned(start), south, _turned(end) if end > 180 else end, north]
+
+
+def _turned(longitude: float) -> float:
+    return round((longitude + 180) % 360 - 180, _DIGITS)
