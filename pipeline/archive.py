@@ -85,7 +85,7 @@ def list_archive(
     scenes: list[Entry] = []
     for each in good:
         try:
-            scenes.append(Entry(each.name, each.address, fingerprint(Path(each.address.path))))
+            scenes.append(Entry(each.name, each.address, fingerprint(each.address)))
         except (SceneError, OSError) as error:
             bad.append((each.name, reason(error)))
     return Listing(tuple(scenes), tuple(sorted([*problems, *bad])))

@@ -6,6 +6,7 @@
     │   └── OutputError         output folder not writable, locked by a living run, two scenes with one output
     ├── SceneError              this scene cannot be segmented; others go on
     │   ├── UnreadableError     missing, not an image, truncated, of a type that is not supported
+    │   ├── RefusedError        what the source policy does not allow: nothing of it was opened
     │   └── PlanError           bands, type, resolution, memory or disk do not fit: the numbers and the way out
     ├── EngineError             no engine can be built or loaded, or it failed its parity gate
     ├── TrainingError           no chips, a non-finite loss
@@ -13,7 +14,7 @@
     ├── IncompleteError         some blocks failed: nothing was published, a rerun tries only those
     └── VerifyError             stored results do not agree with their records
 
-Foreign exceptions (rasterio, zarr, OSError) are mapped to these where a scene is opened or read, and nowhere else.
+Foreign exceptions (rasterio, zarr, fsspec, OSError) become these where a scene is opened or read, and nowhere else.
 """
 
 from models.errors import BundleError, EngineError, TrainingError, UsageError, WidefieldError
@@ -25,6 +26,7 @@ __all__ = [
     "LabelError",
     "OutputError",
     "PlanError",
+    "RefusedError",
     "SceneError",
     "TrainingError",
     "UnreadableError",
@@ -44,6 +46,10 @@ class SceneError(WidefieldError):
 
 class UnreadableError(SceneError):
     """A scene is missing, not an image, truncated, or of a kind that is not supported."""
+
+
+class RefusedError(SceneError):
+    """The source policy does not allow to open this: where it lies, what it is, or how large it claims to be."""
 
 
 class PlanError(SceneError):

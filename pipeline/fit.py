@@ -7,11 +7,14 @@ from pipeline.errors import PlanError
 from pipeline.georef import Georef
 from pipeline.scene import Radiometry, Scene, SceneAddress
 
+_COLOURS = ("red", "green", "blue")
+
 
 def choose_bands(scene: Scene, spec: ModelSpec) -> SceneAddress:
     """The scene's address with the bands that the bundle needs, in the bundle's order.
 
     Bands are matched by name where the scene names all that the bundle wants, else taken in order if their number fits.
+    A colour table is expanded where the bundle wants red, green and blue of it.
 
     Raises:
         PlanError: neither is the case, and the user did not choose.
@@ -22,6 +25,8 @@ def choose_bands(scene: Scene, spec: ModelSpec) -> SceneAddress:
         return replace(scene.address, bands=tuple(scene.indexes[names.index(name)] for name in wanted))
     if len(names) == len(wanted):
         return scene.address
+    if scene.colours and scene.address.bands is None and set(wanted) <= set(_COLOURS):
+        return replace(scene.address, palette=True, bands=tuple(_COLOURS.index(name) + 1 for name in wanted))
     raise PlanError(
         f"{scene.address.path} has {len(names)} bands ({', '.join(scene.bands)}), bundle '{spec.name}' needs "
         f"{len(wanted)} ({', '.join(band.name for band in spec.bands)}): name them in that order, as in --bands 1,2,3"

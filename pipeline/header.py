@@ -17,9 +17,6 @@ Valid = NDArray[np.bool_]
 DTYPES = ("uint8", "uint16", "int16", "float32")
 BAND_LIMIT = 1024
 """Most bands of a file; asking GDAL about more takes minutes."""
-BLOCK_LIMIT = 1 << 30
-"""Most bytes that one compressed block of a source may hold: GDAL decodes it as a whole."""
-
 _COLOURS = {
     ColorInterp.red: "red",
     ColorInterp.green: "green",
@@ -71,21 +68,38 @@ class Mask:
 
 
 def pixel_type(file: Any, path: str) -> str:
-    """The one type of all bands, if it, their number and the blocks are within limits."""
-    if file.count > BAND_LIMIT:
-        raise UnreadableError(f"{path} has {file.count} bands, at most {BAND_LIMIT}: take out the ones that matter")
+    """The one type of all bands, if it and their number are among those supported."""
+    if not 0 < file.count <= BAND_LIMIT:
+        raise UnreadableError(
+            f"{path} has {file.count} bands, 1 to {BAND_LIMIT} are allowed: take out those that matter"
+        )
     types = sorted(set(file.dtypes))
     if len(types) != 1 or types[0] not in DTYPES:
-        raise UnreadableError(f"{path} has pixels of {', '.join(types)}; allowed are {', '.join(DTYPES)}: convert it")
-    rows, cols = file.block_shapes[0]
-    together = file.count if _tag(file.interleaving) == "pixel" else 1
-    size = rows * cols * together * np.dtype(types[0]).itemsize
-    if size > BLOCK_LIMIT:
         raise UnreadableError(
-            f"{path} has blocks of {rows} x {cols} pixels ({size / 2**30:.1f} GiB, at most {BLOCK_LIMIT >> 30}): "
-            "rewrite it as a COG"
+            f"{path} has pixels of {', '.join(types)}; allowed are {', '.join(DTYPES)}: "
+            "convert it, say with gdal_translate -ot Float32"
         )
     return str(types[0])
+
+
+def block_bytes(file: Any) -> int:
+    """Decoded bytes of the block that GDAL holds to give a pixel: all bands where they are compressed together."""
+    rows, cols = file.block_shapes[0]
+    jpeg2000 = file.driver.startswith("JP2")
+    together = file.count if jpeg2000 or _tag(file.interleaving) == "pixel" else 1
+    # JPEG 2000 is decoded to 32 bits a sample.
+    return int(rows * cols * together * (4 if jpeg2000 else np.dtype(file.dtypes[0]).itemsize))
+
+
+def colour_table(file: Any) -> NDArray[np.uint8] | None:
+    """(N, 4) red, green, blue, alpha of each stored number of a file with one band; None: it has no such table."""
+    if file.colorinterp[0] != ColorInterp.palette or file.dtypes[0] not in {"uint8", "uint16"}:
+        return None
+    table = np.zeros((np.iinfo(file.dtypes[0]).max + 1, 4), np.uint8)
+    for number, colour in file.colormap(1).items():
+        if number < len(table):
+            table[number] = colour
+    return table
 
 
 def compression(file: Any) -> str:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,8 @@ class Plan:
     notes: tuple[str, ...]
     """What the user should know: no georeference, resolution not checked, ..."""
     costs: Costs
+    origin: dict[str, Any] = field(default_factory=dict)
+    """Driver, compression, trust, and what sidecars changed: for the report alone."""
 
     @cached_property
     def key(self) -> str:
@@ -94,7 +96,7 @@ class Plan:
         content = {
             "schema": SCHEMA,
             "fingerprint": self.fingerprint,
-            "address": {key: value for key, value in self.scene.to_json().items() if key != "path"},
+            "address": self.scene.content(),
             "radiometry": asdict(self.radiometry),
             "engine": self.engine.digest,
             "bundle": self.engine.bundle,
@@ -220,7 +222,7 @@ def make_plan(
     notes += place_notes(scene.georef)
     grid = TileGrid(scene.height, scene.width, engine.tile, spec.halo, spec.stride)
     block = nearest_block(grid, options.block)
-    stage = not scene.tiled if options.stage is None else options.stage
+    stage = (not scene.tiled or scene.remote) if options.stage is None else options.stage
     task_blocks = _task_blocks(grid, block, engine, options.workers)
     plan = Plan(
         scene=scene.address,
@@ -236,7 +238,8 @@ def make_plan(
         block=block,
         task_blocks=task_blocks,
         stage=stage,
-        notes=tuple(notes),
+        notes=(*scene.notes, *notes),
+        origin=scene.origin,
         costs=_costs(scene, spec, engine, grid, block=block, task_blocks=task_blocks, stage=stage, out=out),
     )
     _check_machine(plan, options)
@@ -281,7 +284,8 @@ def _costs(
         read_bytes=sum(grid.source(window).pixels for window in blocks) * pixel_bytes,
         written_bytes=grid.scene.pixels * planes * 3,
         free_bytes=shutil.disk_usage(_existing(out)).free,
-        peak_bytes=engine.peak_bytes + max(segmenting, staging) + GDAL_CACHE + SLACK,
+        # GDAL keeps the block it decodes, however large, and its compressed or wider form beside it.
+        peak_bytes=engine.peak_bytes + max(segmenting, staging) + max(GDAL_CACHE, 2 * scene.block_bytes) + SLACK,
         engine_bytes=engine.peak_bytes,
         seconds=grid.tiles(block) * engine.seconds_per_tile,
     )

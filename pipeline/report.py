@@ -44,6 +44,7 @@ def facts(
             "height": plan.grid.height,
             "width": plan.grid.width,
             "radiometry": {"scale": list(plan.radiometry.scale), "offset": list(plan.radiometry.offset)},
+            "origin": plan.origin,
         },
         "asked": asked(wanted),
         "bundle": {

@@ -1,63 +1,37 @@
-"""One source image, opened lazily: GeoTIFF and COG through rasterio.
+"""One source image, opened lazily: any raster that a policy admits, in one file or one file a band.
 
 A task carries a `SceneAddress`; whoever needs pixels opens it. `Scene` and the staged store answer the same `Source`,
-so the rest of the pipeline does not know where pixels come from. Errors of rasterio are mapped here and nowhere else.
+so the rest of the pipeline does not know where pixels come from.
 """
 
 import contextlib
-import hashlib
-import threading
-import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-import rasterio
-import rasterio.windows
-from rasterio._err import CPLE_BaseError
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+import numpy as np
 
-from pipeline import header
-from pipeline.errors import SceneError, UnreadableError
+from pipeline.address import SceneAddress, expanded, read_scene_file
+from pipeline.errors import SceneError
+from pipeline.fingerprint import fingerprint
 from pipeline.georef import Georef
 from pipeline.grid import Window
-from pipeline.header import DTYPES, Pixels, Radiometry, Valid
-from pipeline.placement import read_georef
+from pipeline.header import DTYPES, Mask, Pixels, Radiometry, Valid
+from pipeline.raster import Choice, Raster
+from pipeline.scenefile import factor
 
-__all__ = ["DTYPES", "Pixels", "Radiometry", "Scene", "SceneAddress", "Source", "Valid", "fingerprint", "open_scene"]
-
-_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_HEADER_BYTES = 1 << 16
-_GDAL = {"GDAL_NUM_THREADS": 1, "GDAL_DISABLE_READDIR_ON_OPEN": False}
-
-
-@dataclass(frozen=True)
-class SceneAddress:
-    """What a task carries instead of pixels: where a scene is, and which part of it is meant."""
-
-    path: str
-    bands: tuple[int, ...] | None = None
-    """Bands of the file, counted from 1, in the order wanted; None: all, alpha aside."""
-    nodata: float | None = None
-    """Replaces what the file says about nodata; None: the file's."""
-    window: Window | None = None
-    """The part of the file that is the scene, in the file's pixels; None: all of it."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for a plan or a record."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """The address that `to_json` wrote."""
-        bands, window = data.get("bands"), data.get("window")
-        return cls(
-            path=data["path"],
-            bands=None if bands is None else tuple(bands),
-            nodata=data.get("nodata"),
-            window=None if window is None else Window(**window),
-        )
+__all__ = [
+    "DTYPES",
+    "Pixels",
+    "Radiometry",
+    "Scene",
+    "SceneAddress",
+    "Source",
+    "Valid",
+    "fingerprint",
+    "open_scene",
+    "read_scene_file",
+]
 
 
 class Source(Protocol):
@@ -109,47 +83,99 @@ class Source(Protocol):
 
 
 class Scene:
-    """An opened scene. `read(window)` is thread-safe: one GDAL handle a thread.
+    """An opened scene. `read(window)` is thread-safe: one GDAL handle a thread and file.
 
-    A pixel is invalid where the file's mask or alpha is 0, where all used bands are at their nodata, or where any
-    used band is NaN or infinite.
+    A pixel is invalid where a mask or alpha is 0, where all used bands are at their nodata, or where any used band is
+    NaN or infinite.
     """
 
     def __init__(self, address: SceneAddress) -> None:
-        """Opens the file and checks what can be checked without reading pixels."""
-        self.address = address
-        self._local = threading.local()
-        self._handles: list[Any] = []
-        self._lock = threading.Lock()
-        path = _checked(address.path)
-        with _mapped(address.path):
-            self.fingerprint = fingerprint(path)
-            self._describe(self._handle())
+        """Opens the files and checks what can be checked without reading pixels."""
+        self.address = expanded(address)
+        self.fingerprint = fingerprint(self.address)
+        self._grid, self._rasters = _open_all(self.address)
+        try:
+            self._describe()
+        except BaseException:
+            self.close()
+            raise
 
-    def _describe(self, file: Any) -> None:
-        self.dtype = header.pixel_type(file, self.address.path)
-        whole = Window(0, 0, file.height, file.width)
+    def _describe(self) -> None:
+        first = self._grid
+        whole = Window(0, 0, first.height, first.width)
         self._part = self.address.window or whole
         if not whole.contains(self._part):
             raise SceneError(
                 f"{self.address.path}: {self._part} leaves the file's {whole.height} x {whole.width} pixels"
             )
+        self._factors = [factor(first, other) for other in self._rasters]
         self.height, self.width = self._part.height, self._part.width
-        self.indexes = header.used_bands(file, self.address.path, self.address.bands)
-        self.bands = header.band_names(file, self.indexes)
-        self.block_shape: tuple[int, int] = tuple(file.block_shapes[0])
+        self.dtype = first.dtype
+        for other in self._rasters:
+            if other.dtype != first.dtype:
+                raise SceneError(f"{other.path} holds {other.dtype}, {first.path} {first.dtype}: convert one of them")
+        self.indexes, self.bands = self._used()
+        self.block_shape = first.block_shape
         """Rows and columns of the file's blocks, which lie on a lattice from the *file's* first pixel."""
         self.block_origin = (self._part.row, self._part.col)
         """The scene's first pixel on that lattice."""
-        self.tiled = self.block_shape[1] < file.width
+        self.block_bytes = sum(raster.block_bytes for raster in self._rasters)
+        """Decoded bytes that GDAL holds to give one pixel."""
+        self.tiled = all(raster.block_shape[1] < raster.width for raster in self._rasters)
         """False: strips of the file's full width."""
-        self.compression = header.compression(file)
-        self.radiometry = header.read_radiometry(file, self.indexes, self.address.path)
-        self.georef = read_georef(file, self.address.path).window(self._part)
-        self.nodata = header.read_nodata(file, self.indexes, self.address.nodata)
-        self._mask = header.read_mask(file, self.indexes, self.address.nodata, self.dtype)
-        mask = self._mask
-        self.all_valid = mask.alpha is None and not mask.masked and mask.nodata is None and self.dtype != "float32"
+        self.remote = any(raster.admitted.remote for raster in self._rasters)
+        """Whether pixels come over a network."""
+        self.colours = first.colours
+        """Whether the file has a colour table."""
+        self.compression = ", ".join(dict.fromkeys(raster.compression for raster in self._rasters))
+        self.radiometry = Radiometry(
+            tuple(scale for raster in self._rasters for scale in raster.radiometry.scale),
+            tuple(offset for raster in self._rasters for offset in raster.radiometry.offset),
+        )
+        self.georef = first.georef.window(self._part)
+        self.nodata = tuple(value for raster in self._rasters for value in raster.nodata)
+        self.all_valid = all(raster.all_valid for raster in self._rasters)
+        empty = [raster.mask.nodata for raster in self._rasters]
+        known = [value for value in empty if value is not None]
+        self._mask = Mask(None, masked=False, nodata=np.concatenate(known) if len(known) == len(empty) else None)
+
+    def _used(self) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        """Numbers and names of the bands."""
+        names = [name for name, _ in self.address.files]
+        if not names:
+            return self._rasters[0].indexes, self._rasters[0].bands
+        chosen = self.address.bands or tuple(range(1, len(names) + 1))
+        return chosen, tuple(names[index - 1] for index in chosen)
+
+    @cached_property
+    def origin(self) -> dict[str, Any]:
+        """Where the pixels come from, for `run.json`; sidecars with what each of them changed."""
+        return {
+            "driver": ", ".join(dict.fromkeys(raster.driver for raster in self._rasters)),
+            "compression": self.compression,
+            "trust": self.address.policy.trust,
+            "sidecars": [fact for raster in self._rasters for fact in raster.changed_by_sidecars()],
+            "ignored": [Path(name).name for raster in self._rasters for name in raster.admitted.ignored],
+        }
+
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know about the files."""
+        notes = []
+        for raster in self._rasters:
+            blocks, name = raster.blocks, Path(raster.path).name
+            if blocks is not None and blocks.sparse:
+                value = raster.nodata[0] if raster.nodata[0] is not None else 0
+                notes.append(
+                    f"{blocks.sparse} of {blocks.count} blocks of {name} are not stored: they read as {value:g}"
+                )
+            if raster.admitted.file is None:
+                notes.append(f"{raster.path[:200]} is opened by GDAL alone: that its source changed may go unnoticed")
+        changed = [fact for fact in self.origin["sidecars"] if fact["changes"]]
+        notes += [f"{fact['file']} changes the scene's {', '.join(fact['changes'])}" for fact in changed]
+        if self.origin["ignored"]:
+            notes.append(f"ignored because the scene is not trusted: {', '.join(self.origin['ignored'])}")
+        return tuple(notes)
 
     def read(self, window: Window) -> tuple[Pixels, Valid]:
         """Pixels (C, H, W) in the file's own type and valid (H, W) of a window inside the scene.
@@ -160,35 +186,19 @@ class Scene:
         if not Window(0, 0, self.height, self.width).contains(window):
             raise ValueError(f"{window} leaves the scene of {self.height} x {self.width} pixels")
         at = window.shift(self._part.row, self._part.col)
-        place = rasterio.windows.Window(at.col, at.row, at.width, at.height)
-        mask, bands = self._mask, list(self.indexes)
-        with _mapped(self.address.path, window):
-            file = self._handle()
-            # Alpha comes along in one call: the bands of a pixel-interleaved block are decoded together.
-            stack = file.read(bands if mask.alpha is None else [*bands, mask.alpha], window=place)
-            outside = file.read_masks(bands, window=place) if mask.masked else None
-        pixels = stack[: len(bands)]
-        if mask.alpha is not None:
-            outside = stack[-1:]
-        return pixels, mask.valid(pixels, outside)
+        if len(self._rasters) == 1:
+            return self._judged(*self._rasters[0].read(at))
+        parts = [_read_scaled(raster, at, *scale) for raster, scale in zip(self._rasters, self._factors, strict=True)]
+        masks = [mask for _, mask in parts if mask is not None]
+        return self._judged(np.concatenate([pixels for pixels, _ in parts]), np.concatenate(masks) if masks else None)
 
-    def _handle(self) -> Any:
-        file = getattr(self._local, "file", None)
-        if file is None or file.closed:
-            with rasterio.Env(**_GDAL), warnings.catch_warnings():
-                warnings.simplefilter("ignore", NotGeoreferencedWarning)
-                file = rasterio.open(self.address.path, driver="GTiff")
-            self._local.file = file
-            with self._lock:
-                self._handles.append(file)
-        return file
+    def _judged(self, pixels: Pixels, outside: Any) -> tuple[Pixels, Valid]:
+        return pixels, self._mask.valid(pixels, outside)
 
     def close(self) -> None:
         """Closes the handles of all threads; a later read opens anew."""
-        with self._lock:
-            handles, self._handles = self._handles, []
-        for file in handles:
-            file.close()
+        for raster in (self._grid, *self._rasters):
+            raster.close()
 
     def __enter__(self) -> Self:
         return self
@@ -197,62 +207,52 @@ class Scene:
         self.close()
 
 
+def _read_scaled(raster: Raster, at: Window, rows: int, cols: int) -> tuple[Pixels, Any]:
+    """What `Raster.read` gives, for a window of a grid whose pixels are `rows` x `cols` times smaller."""
+    if (rows, cols) == (1, 1):
+        return raster.read(at)
+    top, left = at.row // rows, at.col // cols
+    coarse = Window(top, left, -(-at.stop_row // rows) - top, -(-at.stop_col // cols) - left)
+    row, col = at.row - top * rows, at.col - left * cols
+    part = (..., slice(row, row + at.height), slice(col, col + at.width))
+    pixels, mask = raster.read(coarse)
+    fine = pixels.repeat(rows, -2).repeat(cols, -1)[part]
+    return fine, None if mask is None else mask.repeat(rows, -2).repeat(cols, -1)[part]
+
+
 def open_scene(address: SceneAddress) -> Scene:
-    """Opens a scene; nothing is read but the header.
+    """Opens a scene; nothing is read but headers.
 
     Raises:
-        UnreadableError: missing, not a TIFF, truncated, or of a type that is not supported.
-        SceneError: band numbers or the window do not fit the file.
+        RefusedError: the address's policy does not allow it.
+        UnreadableError: missing, not an image, truncated, or of a type that is not supported.
+        SceneError: band numbers or the window do not fit the file, or files do not fit each other.
     """
     return Scene(address)
 
 
-def fingerprint(path: Path) -> str:
-    """Size, modification time and a digest of the first 64 KiB of a file, and of each of its sidecars.
-
-    A night without news costs no reading; a sidecar that comes, goes or changes makes another scene.
-    """
-    digest = hashlib.sha256()
-    suffixes = (".aux.xml", ".msk", ".ovr")
-    beside = [path.with_name(path.name + suffix) for suffix in suffixes]
-    beside += [path.with_suffix(suffix) for suffix in (".tfw", ".tifw", ".wld", ".TFW")]
-    for file in (path, *beside):
-        if file == path or file.is_file():
-            stat = file.stat()
-            with file.open("rb") as stream:
-                header = stream.read(_HEADER_BYTES)
-            digest.update(f"{file.name[len(path.stem) :]} {stat.st_size} {stat.st_mtime_ns} ".encode())
-            digest.update(hashlib.sha256(header).digest())
-    return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _mapped(path: str, window: Window | None = None) -> Iterator[None]:
-    """Turns what rasterio and the system raise into `UnreadableError`."""
-    try:
-        yield
-    except (RasterioError, CPLE_BaseError, OSError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        if window is None:
-            raise UnreadableError(f"{path} cannot be opened: {reason}") from error
-        where = f"rows {window.row}-{window.stop_row}, columns {window.col}-{window.stop_col}"
-        raise UnreadableError(f"{path} cannot be read at {where}: truncated or corrupt ({reason})") from error
+def _open_all(address: SceneAddress) -> tuple[Raster, list[Raster]]:
+    """The raster whose grid is the scene's, and one for each used band or, in one file, for all."""
+    if not address.files:
+        choice = Choice(address.bands, address.nodata, address.palette)
+        raster = Raster(address.policy.admit(address.path), address.policy, choice)
+        return raster, [raster]
+    chosen = address.bands or tuple(range(1, len(address.files) + 1))
+    if not set(chosen) <= set(range(1, len(address.files) + 1)):
+        raise SceneError(f"{address.path}: bands {list(chosen)} are not all among its {len(address.files)} files")
+    with contextlib.ExitStack() as opened:
+        rasters = {}
+        for index in sorted({1, *chosen}):
+            rasters[index] = _open_band(address, index)
+            opened.callback(rasters[index].close)
+        opened.pop_all()
+    return rasters[1], [rasters[index] for index in chosen]
 
 
-def _checked(name: str) -> Path:
-    """An existing, non-empty, regular file that starts like a TIFF."""
-    path = Path(name)
-    try:
-        if not path.exists():
-            raise UnreadableError(f"{name}: no such file")
-        if not path.is_file():
-            raise UnreadableError(f"{name} is not a file: give a GeoTIFF")
-        with path.open("rb") as stream:
-            magic = stream.read(4)
-    except (OSError, ValueError) as error:
-        raise UnreadableError(f"{name} cannot be opened: {error}") from error
-    if not magic:
-        raise UnreadableError(f"{name} is empty (0 bytes)")
-    if magic not in _TIFF_MAGIC:
-        raise UnreadableError(f"{name} is not a TIFF (it starts with {magic!r}): convert it to GeoTIFF or COG")
-    return path
+def _open_band(address: SceneAddress, index: int) -> Raster:
+    name, path = address.files[index - 1]
+    raster = Raster(address.policy.admit(path), address.policy, Choice(nodata=address.nodata))
+    if len(raster.bands) != 1:
+        raster.close()
+        raise SceneError(f"{path} has {len(raster.bands)} bands, the file of band '{name}' may hold one")
+    return raster

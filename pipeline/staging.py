@@ -155,7 +155,9 @@ class StageCache:
 
     def _entry(self, scene: Scene) -> Path:
         """The folder of a scene's content and of the part of it that the address names."""
-        address = scene.address.to_json() | {"path": str(Path(scene.address.path).resolve())}
+        file = scene.address.policy.locate(scene.address.path)
+        where = str(Path(file.path).resolve()) if file is not None and file.local else scene.address.path
+        address = scene.address.content() | {"path": where}
         key = hashlib.sha256(json.dumps([scene.fingerprint, address], sort_keys=True).encode()).hexdigest()
         return self.folder / key[:32]
 

@@ -152,7 +152,7 @@ def sixteen_bits(path):
     ("draw", "code", "says"),
     [
         (missing, 2, "no such file or folder"),
-        (not_an_image, 1, "is not a TIFF"),
+        (not_an_image, 1, "is not an image"),
         (empty, 1, "is empty"),
         (truncated, 1, "truncated"),
         (five_bands, 1, "has 5 bands"),

@@ -172,9 +172,15 @@ def test_what_is_no_image_is_refused(tmp_path):
     (tmp_path / "text.tif").write_text("hello")
     (tmp_path / "stub.tif").write_bytes(b"II*\0\x08\0\0\0")
     (tmp_path / "xml.tif").write_text("<VRTDataset/>")
-    reasons = {"none": "no such file", ".": "not a file", "empty": "0 bytes", "text": "not a TIFF", "stub": "opened"}
-    for name, reason in {**reasons, "xml": "not a TIFF"}.items():
-        with pytest.raises(UnreadableError, match=reason):
+    reasons = {
+        "none": "no such file",
+        ".": "not a file",
+        "empty": "0 bytes",
+        "text": "not an image",
+        "stub": "opened",
+    }
+    for name, reason in {**reasons, "xml": "rename it to .vrt"}.items():
+        with pytest.raises(SceneError, match=reason):
             open_scene(SceneAddress(str(tmp_path / f"{name}.tif" if name != "." else tmp_path)))
 
 
@@ -182,23 +188,18 @@ def test_what_is_no_image_is_refused(tmp_path):
 def test_a_truncated_file_says_where_and_never_gives_zeros(tmp_path, compress):
     path = write_tiff(tmp_path / "a.tif", noise(1, 400, 400), blockysize=40, compress=compress)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(UnreadableError, match=r"a\.tif cannot be (opened|read at rows 360-400)"):
+    with pytest.raises(UnreadableError, match=r"a\.tif (is truncated|cannot be (opened|read at rows 360-400))"):
         read(path, Window(360, 0, 40, 400))
 
 
-def test_a_file_that_lies_about_its_name_is_not_followed(tmp_path):
-    with pytest.raises(UnreadableError, match="no such file"):
-        open_scene(SceneAddress("/vsicurl/http://127.0.0.1:9/a.tif"))
-
-
 def test_a_fingerprint_follows_the_file_and_its_sidecars(tmp_path):
-    path = write_tiff(tmp_path / "a.tif", noise(1, 40, 50))
-    first = fingerprint(path)
-    assert fingerprint(path) == first
+    address = SceneAddress(str(write_tiff(tmp_path / "a.tif", noise(1, 40, 50))))
+    first = fingerprint(address)
+    assert fingerprint(address) == first
     (tmp_path / "a.tfw").write_text("1\n0\n0\n-1\n0\n0\n")
-    second = fingerprint(path)
-    write_tiff(path, noise(1, 40, 50, seed=1))
-    assert len({first, second, fingerprint(path)}) == 3
+    second = fingerprint(address)
+    write_tiff(tmp_path / "a.tif", noise(1, 40, 50, seed=1))
+    assert len({first, second, fingerprint(address)}) == 3
 
 
 def test_an_address_travels_as_json_and_pickle():
@@ -213,9 +214,9 @@ def test_a_handle_is_opened_for_each_thread_and_all_are_closed(tmp_path):
     scene = open_scene(SceneAddress(str(path)))
     with ThreadPoolExecutor(1) as pool:
         pool.submit(scene.read, ALL).result()
-    assert len(scene._handles) == 2
+    handles = list(scene._grid._handles)
     scene.close()
-    assert scene._handles == []
+    assert [handle.closed for handle in handles] == [True, True]
 
 
 def test_only_the_file_is_asked_what_is_invalid(tmp_path):

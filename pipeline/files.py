@@ -1,0 +1,213 @@
+"""Bytes of a source without GDAL: files on local disks and on any store that fsspec knows.
+
+Whatever fsspec and its libraries raise becomes `UnreadableError` here.
+"""
+
+import contextlib
+import io
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from stat import S_ISREG
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+from rasterio.abc import FileContainer
+
+from pipeline.errors import UnreadableError
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(::|://)")
+_LOCAL = ("file://", "local://")
+_VERSIONS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "Last-Modified", "updated", "created")
+_BUFFER = 1 << 18
+"""Bytes that one request to a remote store fetches at least."""
+
+
+def is_address(name: str) -> bool:
+    """Whether a name is an address for fsspec (`s3://...`) and no local path."""
+    return _ADDRESS.match(name) is not None and not name.startswith(_LOCAL) and not os.path.lexists(name)
+
+
+def local_path(name: str) -> str:
+    """The path of a local name, which may be written as `file://...`."""
+    return name.split("://", 1)[1] if name.startswith(_LOCAL) else name
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a store says about a file without opening it."""
+
+    size: int
+    """Bytes."""
+    version: str
+    """Changes when the content does: ETag, else time of change; empty where the store knows neither."""
+
+
+@dataclass(frozen=True)
+class File:
+    """A file that need not exist: a store and the path in it."""
+
+    filesystem: Any
+    """Of fsspec."""
+    path: str
+    """Absolute, as the filesystem names it."""
+    start: str = ""
+    cut: int = 0
+    """The address is `start + path[cut:]`."""
+
+    @property
+    def address(self) -> str:
+        """As a user, or a listing, names it."""
+        return self.start + self.path[self.cut :]
+
+    @property
+    def local(self) -> bool:
+        """Whether GDAL can open the path by itself."""
+        return isinstance(self.filesystem, LocalFileSystem)
+
+    def beside(self, path: str) -> "File":
+        """Another file of the same store."""
+        return File(self.filesystem, path, self.start, self.cut)
+
+    def facts(self, infos: Mapping[str, Mapping[str, Any]] | None = None) -> Facts | None:
+        """Size and version, from a listing by address if `infos` is one; None where there is no such file.
+
+        Raises:
+            UnreadableError: the store does not answer, or the path is something else than a regular file.
+        """
+        listed = None if infos is None else infos.get(self.address)
+        if infos is not None and listed is None:
+            return None
+        with _mapped(self.path):
+            try:
+                if self.local:  # a listing may describe a link instead of what it leads to
+                    return _local_facts(self.path)
+                info = self.filesystem.info(self.path) if listed is None else listed
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+        if info.get("type", "file") != "file":
+            raise UnreadableError(f"{self.path} is a {info['type']} and no file: name the raster itself")
+        version = next((str(info[key]) for key in _VERSIONS if info.get(key) is not None), "")
+        return Facts(int(info.get("size") or 0), version)
+
+    def read(self, start: int, length: int) -> bytes:
+        """Up to `length` bytes from `start` on; fewer at the end of the file.
+
+        Raises:
+            UnreadableError: it cannot be read.
+        """
+        with _mapped(self.path):
+            if self.local:
+                with open(self.path, "rb") as stream:  # noqa: PTH123 - the path is a string throughout
+                    stream.seek(start)
+                    return stream.read(length)
+            return bytes(self.filesystem.cat_file(self.path, start=start, end=start + length))
+
+
+def locate(name: str) -> File:
+    """The file of a local path or an address.
+
+    Raises:
+        UnreadableError: no filesystem is known for the address, or the name cannot be one.
+    """
+    with _mapped(name):
+        if is_address(name):
+            filesystem, path = fsspec.url_to_fs(name)
+            same = next((n for n in range(len(path), 0, -1) if name.endswith(path[-n:])), 0)
+            return File(filesystem, path, name[: len(name) - same], len(path) - same)
+        return File(LocalFileSystem(), os.path.abspath(local_path(name)))  # noqa: PTH100 - links must stay as they are
+
+
+class Container(FileContainer):  # type: ignore[misc]  # rasterio is untyped
+    """The few files of a store that GDAL may see, and no other.
+
+    Each opening has a position of its own, whatever the filesystem does: so threads do not disturb each other.
+    """
+
+    def __init__(self, files: Mapping[str, Facts], filesystem: Any) -> None:
+        """`files`: paths, with what is known about them."""
+        self._files = files
+        self._filesystem = filesystem
+
+    def open(self, path: str, mode: str = "rb", **_: object) -> io.BufferedReader:
+        """A file for reading."""
+        if path not in self._files or "r" not in mode:
+            raise FileNotFoundError(path)
+        return io.BufferedReader(_Ranges(File(self._filesystem, path), self._files[path].size), _BUFFER)
+
+    def isfile(self, path: str) -> bool:
+        """Whether the path is one of the files."""
+        return path in self._files
+
+    def isdir(self, path: str) -> bool:
+        """Nothing is a folder here."""
+        del path
+        return False
+
+    def ls(self, path: str) -> list[str]:
+        """Nothing is listed: GDAL asks for what it wants."""
+        del path
+        return []
+
+    def mtime(self, path: str) -> int:
+        """Not told."""
+        del path
+        return 0
+
+    def rm(self, path: str) -> None:
+        """Never."""
+        raise PermissionError(path)
+
+    def size(self, path: str) -> int:
+        """Bytes of one of the files."""
+        return self._files[path].size if path in self._files else 0
+
+
+class _Ranges(io.RawIOBase):
+    """A remote file, a range of bytes for each request."""
+
+    def __init__(self, file: File, size: int) -> None:
+        self._file, self._size, self._at = file, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + (0, self._at, self._size)[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        length = min(len(buffer), self._size - self._at)
+        if length <= 0:
+            return 0
+        data = self._file.read(self._at, length)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+def _local_facts(path: str) -> Facts:
+    stat = os.stat(path)  # noqa: PTH116 - the path is a string throughout
+    if not S_ISREG(stat.st_mode):
+        raise UnreadableError(f"{path} is not a file (a folder or a device): name the raster itself")
+    return Facts(stat.st_size, str(stat.st_mtime_ns))
+
+
+@contextlib.contextmanager
+def _mapped(name: str) -> Iterator[None]:
+    """Turns what a store raises into `UnreadableError`."""
+    try:
+        yield
+    except UnreadableError:
+        raise
+    except ImportError as error:
+        raise UnreadableError(f"{name} cannot be opened: {error} (install the fsspec library of this store)") from error
+    except TimeoutError as error:
+        raise UnreadableError(f"{name} cannot be opened: the store does not answer") from error
+    except Exception as error:  # stores raise what their client libraries raise, which have no base in common
+        raise UnreadableError(f"{name} cannot be opened: {type(error).__name__}: {error}") from error

@@ -1,0 +1,90 @@
+"""What names a scene's content without reading it."""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.address import SceneAddress, expanded
+from pipeline.errors import RefusedError, UnreadableError
+from pipeline.files import Facts, File, locate
+from pipeline.formats import suffix_of
+from pipeline.policy import SourcePolicy
+from pipeline.sidecars import sidecars
+from pipeline.vrt import read_sources
+
+_HEADER_BYTES = 1 << 16
+
+
+def fingerprint(address: SceneAddress, infos: Mapping[str, Mapping[str, Any]] | None = None) -> str:
+    """Names the content of a scene's files, and of the sidecars that are used, without GDAL and without pixels.
+
+    Size, time of change and a digest of the first 64 KiB of local files; size and ETag, or time of change, of others.
+    `infos`, what a listing said about each path (`fsspec`'s `find(detail=True)`), saves the requests for these; the
+    result is the same. A night without news costs no reading; a sidecar that comes, goes or changes makes another
+    scene. The names of files count by their endings alone.
+
+    Raises:
+        RefusedError, UnreadableError: the scene may not be opened, or is not there.
+    """
+    digest = hashlib.sha256()
+    address = expanded(address)
+    for path in [path for _, path in address.files] or [address.path]:
+        for part in _parts(address.policy, path, infos):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _parts(policy: SourcePolicy, path: str, infos: Mapping[str, Mapping[str, Any]] | None) -> Iterator[bytes]:
+    file = policy.locate(path)
+    if file is None:
+        yield path.encode(errors="surrogateescape")
+        for inside in _files_in(path):
+            yield from _file_parts(locate(inside), "", None)
+        return
+    listed = infos if infos is not None and file.address in infos else None
+    yield from _file_parts(file, suffix_of(file.path), listed)
+    if policy.trust != "untrusted":
+        for neighbour, facts in sidecars(file, infos):
+            yield from _file_parts(neighbour, neighbour.path.removeprefix(os.path.splitext(file.path)[0]), None, facts)  # noqa: PTH122 - the path is a string
+    if file.local and suffix_of(path) == ".vrt":
+        yield from _vrt_parts(Path(file.path), {file.path})
+
+
+def _file_parts(
+    file: File, ending: str, infos: Mapping[str, Mapping[str, Any]] | None, facts: Facts | None = None
+) -> Iterator[bytes]:
+    facts = facts or file.facts(infos)
+    if facts is None:
+        raise UnreadableError(f"{file.path}: no such file")
+    yield f"{ending} {facts.size} {facts.version} ".encode()
+    if file.local:
+        yield hashlib.sha256(file.read(0, _HEADER_BYTES)).digest()
+
+
+def _vrt_parts(vrt: Path, seen: set[str]) -> Iterator[bytes]:
+    """The files that a VRT draws on belong to it; what cannot be told is left to whoever opens it."""
+    try:
+        sources = read_sources(vrt, plain=False)
+    except (RefusedError, OSError):
+        return
+    for source in sources:
+        path = source.path(vrt)
+        if str(path) not in seen and path.is_file():
+            seen.add(str(path))
+            yield from _file_parts(locate(str(path)), source.name, None)
+            if path.suffix.lower() == ".vrt":
+                yield from _vrt_parts(path, seen)
+
+
+def _files_in(name: str) -> Iterator[str]:
+    """The local files inside a name that only GDAL understands: of a subdataset, or of an archive."""
+    for start in re.finditer(r"/", name):
+        rest = name[start.start() :].split('"', maxsplit=1)[0]
+        ends = [end.start() for end in re.finditer(r"[/:]|$", rest)]
+        for end in ends:
+            if os.path.isfile(rest[:end]):  # noqa: PTH113 - the path is a string
+                yield rest[:end]
+                return
