@@ -111,22 +111,23 @@ class RationalCamera:
         """All of them in a fixed order."""
         if not np.isfinite(self.numbers).all() or any(len(part) != 20 for part in self._twenty.values()):
             raise ValueError("the RPCs are not four times 20 finite coefficients with finite offsets and scales")
-        if any(self._number[name] == 0 for name in _NUMBERS if name.endswith("SCALE")):
-            raise ValueError("a scale of the RPCs is 0")
 
     def ground(self, rows: Any, cols: Any) -> tuple[Floats, Floats]:
-        """(longitude, latitude) in degrees on WGS 84 at the height `HEIGHT_OFF`, by Newton's method; NaN if lost."""
+        """(longitude, latitude) in degrees on WGS 84 at the height `HEIGHT_OFF`, by Newton's method.
+
+        NaN where it does not converge, as with a scale of 0.
+        """
         number = self._number
         rows, cols = np.broadcast_arrays(np.asarray(rows, np.float64), np.asarray(cols, np.float64))
-        # RPCs count from the middle of the first pixel.
-        wanted = np.stack(
-            [
-                (rows - 0.5 - number["LINE_OFF"]) / number["LINE_SCALE"],
-                (cols - 0.5 - number["SAMP_OFF"]) / number["SAMP_SCALE"],
-            ]
-        )
-        found, step = np.zeros_like(wanted), 1e-6
         with np.errstate(all="ignore"):
+            # RPCs count from the middle of the first pixel.
+            wanted = np.stack(
+                [
+                    (rows - 0.5 - number["LINE_OFF"]) / number["LINE_SCALE"],
+                    (cols - 0.5 - number["SAMP_OFF"]) / number["SAMP_SCALE"],
+                ]
+            )
+            found, step = np.zeros_like(wanted), 1e-6
             for _ in range(_STEPS):
                 here = self._image(*found)
                 by_lon = (self._image(found[0] + step, found[1]) - here) / step

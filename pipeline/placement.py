@@ -9,8 +9,10 @@ import html
 import math
 import re
 import warnings
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -82,6 +84,29 @@ def describe(dataset: Any, georef: Georef) -> None:
         dataset.update_tags(TIFFTAG_XRESOLUTION=cols, TIFFTAG_YRESOLUTION=rows, TIFFTAG_RESOLUTIONUNIT="3")
 
 
+def keep_crs(path: Path, georef: Georef) -> None:
+    """Says the CRS in the sidecar of a finished file that by itself answers another one.
+
+    GeoTIFF keeps a CRS that has a code by its code alone, whatever else the scene says about its ellipsoid. Beside a
+    sidecar's CRS, GDAL overlooks that the file says pixel-is-point.
+    """
+    if georef.crs is None or georef.gcps:
+        return
+    with rasterio.Env(GDAL_PAM_ENABLED=True), warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with rasterio.open(path) as file:
+            if _same_crs(_wkt(file.crs), georef.crs):
+                return
+    sidecar = Path(f"{path}.aux.xml")
+    root = ET.parse(sidecar).getroot() if sidecar.exists() else ET.Element("PAMDataset")  # noqa: S314 - GDAL wrote it
+    for old in root.findall("SRS"):
+        root.remove(old)
+    ET.SubElement(root, "SRS").text = georef.crs
+    if georef.pixel_is_point:
+        ET.SubElement(ET.SubElement(root, "Metadata"), "MDI", key="AREA_OR_POINT").text = "Point"
+    ET.ElementTree(root).write(sidecar, encoding="utf-8")
+
+
 def differences(written: Georef, reference: Georef) -> Iterator[str]:
     """What a published file, read back, has otherwise than its scene, as far as a GeoTIFF can hold it."""
     if written.transform != reference.transform:
@@ -123,7 +148,11 @@ def _transform(file: Any) -> Affine6 | None:
 
 
 def _wkt(crs: Any) -> str | None:
-    return str(crs.to_wkt(version="WKT2_2019") or crs.to_wkt()) or None if crs else None
+    """WKT 2, or the older one where GDAL takes that alone for the same CRS."""
+    if not crs:
+        return None
+    wkt = str(crs.to_wkt(version="WKT2_2019"))
+    return wkt if wkt and CRS.from_wkt(wkt) == crs else str(crs.to_wkt()) or None
 
 
 @functools.cache

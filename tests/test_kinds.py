@@ -67,6 +67,13 @@ def crs_beside(folder):
     return beside(tiff(crs=None)(folder), f"<SRS>{wkt}</SRS>")
 
 
+def other_ellipsoid(folder):
+    """A CRS by its code, on another ellipsoid than the code's: GeoTIFF keeps it in a sidecar alone."""
+    wkt = CRS.from_epsg(2193).to_wkt().replace("298.257222101", "298.25").replace('"', "&quot;")
+    point = '<Metadata><MDI key="AREA_OR_POINT">Point</MDI></Metadata>'
+    return beside(tiff()(folder), f"<SRS>{wkt}</SRS>{point}")
+
+
 def beside(path, content):
     """Says in a sidecar what GDAL is to believe."""
     path.with_name(f"{path.name}.aux.xml").write_text(f"<PAMDataset>{content}</PAMDataset>")
@@ -93,6 +100,8 @@ PLACES = {
     "CRS without a code": tiff(crs=CRS.from_proj4(ALBERS)),
     "CRS that GeoTIFF cannot hold": tiff(crs=CRS.from_proj4(ROTATED_POLE), transform=Affine(0.5, 0, 10, 0, -0.5, 20)),
     "CRS beside the file": crs_beside,
+    "CRS unlike its code": other_ellipsoid,
+    "CRS that WKT 2 loses": tiff(crs="ESRI:102113"),
     "compound CRS": tiff(crs="EPSG:32633+5773"),
     "geocentric CRS": tiff(crs="EPSG:4978"),
     "other world": tiff(crs="ESRI:104903", transform=Affine(0.01, 0, 10, 0, -0.01, 20)),

@@ -149,7 +149,7 @@ def test_a_file_with_a_crs_has_no_pixel_size_of_its_own(tmp_path):
 
 
 def test_what_is_no_map_is_refused():
-    broken = [{"LINE_OFF": "x"}, {"LAT_SCALE": "0"}, {"LINE_NUM_COEFF": "1 2"}, {"SAMP_OFF": "nan"}]
+    broken = [{"LINE_OFF": "x"}, {"LINE_NUM_COEFF": "1 2"}, {"SAMP_OFF": "nan"}]
     for changes in broken:
         with pytest.raises(ValueError, match="RPCs"):
             Georef(None, None, rpcs=tuple((dict(RPCS) | changes).items()))
@@ -159,6 +159,14 @@ def test_what_is_no_map_is_refused():
         ControlPoint(0, 0, math.nan, 0)
     with pytest.raises(ValueError, match="not positive"):
         Georef(None, None, pixel_size=(0.0, 1.0))
+
+
+def test_rpcs_that_lead_nowhere_are_carried_and_tell_nothing(tmp_path):
+    for name in ("LINE_SCALE", "LAT_SCALE"):
+        georef = Georef(None, None, rpcs=tuple(sorted((dict(RPCS) | {name: "0"}).items())))
+        with rasterio.open(written(tmp_path / f"{name}.tif", georef)) as file:
+            assert list(differences(read_georef(file, name), georef)) == []
+        assert georef.footprint(80, 100) is georef.resolution(80, 100) is None
 
 
 def test_points_on_a_line_tell_no_areas():

@@ -15,7 +15,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from models.spec import NODATA, Class
 from pipeline.georef import Georef
-from pipeline.placement import creation, describe
+from pipeline.placement import creation, describe, keep_crs
 from pipeline.publish.classes import rgb
 from pipeline.publish.files import SIDECAR, replacing
 from pipeline.publish.levels import Put, level_shapes, walk
@@ -138,6 +138,7 @@ def _template(draft: Path, tile: int, look: _Look, georef: Georef, attribution: 
         # Sidecars on, whatever the reading side chose.
         with rasterio.Env(GDAL_PAM_ENABLED=True), _create(path, tile, georef) as dataset:
             _describe(dataset, look, georef, attribution)
+        keep_crs(path, georef)
     except (RasterioError, rasterio._err.CPLE_BaseError) as error:  # noqa: SLF001 - rasterio raises these unwrapped
         raise OSError(errno.EIO, str(error)) from error
     if look.names:
