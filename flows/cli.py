@@ -246,7 +246,7 @@ def train(
         card = options.card.read_text(encoding="utf-8") if options.card else ""
     scenes = list_images(existing(images, "--images"))
     make_folder(folder)
-    names, colors = options.palette()
+    names, colors, codes = options.legend()
     chips = write_chips(
         scenes,
         existing(labels, "--labels"),
@@ -260,10 +260,18 @@ def train(
     )
     shares = ", ".join(f"{name} {share:.1%}" for name, share in chips.shares.items())
     say(f"chips: {chips.train} to train on, {chips.val} to validate, {chips.dropped} without a label; {shares}")
-    _fit(folder, options, colors=colors, decoder=decoder or (), card=card)
+    _fit(folder, options, colors=colors, codes=codes, decoder=decoder or (), card=card)
 
 
-def _fit(folder: Path, options: TrainOptions, *, colors: tuple[str, ...], decoder: tuple[int, ...], card: str) -> None:
+def _fit(
+    folder: Path,
+    options: TrainOptions,
+    *,
+    colors: tuple[str, ...],
+    codes: tuple[int, ...],
+    decoder: tuple[int, ...],
+    card: str,
+) -> None:
     from models.train import TrainConfig
     from models.train import train as fit
 
@@ -275,6 +283,7 @@ def _fit(folder: Path, options: TrainOptions, *, colors: tuple[str, ...], decode
         attribution=options.attribution,
         card=card,
         colors=colors,
+        codes=codes,
         width=options.width,
         decoder_channels=decoder,
         steps=options.steps,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pipeline.segment import SegmentRequest
 
 _COLOR = re.compile("#[0-9A-Fa-f]{6}")
+_CODE = re.compile("[0-9]{1,5}")
 
 ScenePath = Annotated[
     str,
@@ -120,7 +121,10 @@ class RunOptions:
 class TrainOptions:
     """What decides what a training gives, beside the scenes and their labels."""
 
-    classes: Annotated[list[str], typer.Option("--class", help="NAME or NAME=#RRGGBB, once for each class, 0 first.")]
+    classes: Annotated[
+        list[str],
+        typer.Option("--class", help="NAME, NAME=#RRGGBB or NAME=#RRGGBB:CODE, once for each class, 0 first."),
+    ]
     name: Annotated[str, typer.Option(help="Name of the model.")] = "segmenter"
     attribute: Attribute = None
     split: Annotated[
@@ -151,17 +155,25 @@ class TrainOptions:
     attribution: Annotated[str, typer.Option(help="Credit line that outputs carry.")] = ""
     card: Annotated[Path | None, typer.Option(help="Markdown for the model card: data, extent, known failures.")] = None
 
-    def palette(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Names of the classes, and their colours; no colours leave the choice to the training.
+    def legend(self) -> tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...]]:
+        """Names of the classes, their colours and their codes; no colours leave the choice to the training.
 
         Raises:
-            UsageError: a colour is none, or only some classes have one.
+            UsageError: a colour or a code is none, or only some classes have one.
         """
-        names, _, colors = zip(*(text.partition("=") for text in self.classes), strict=True)
+        names, _, looks = zip(*(text.partition("=") for text in self.classes), strict=True)
+        colors, _, codes = zip(*(look.partition(":") for look in looks), strict=True)
         wrong = [text for text, color in zip(self.classes, colors, strict=True) if not _COLOR.fullmatch(color)]
         if any(colors) and wrong:
             raise UsageError(f"--class {wrong[0]}: give every class a colour, as in building=#E4572E, or none")
-        return names, tuple(color.upper() for color in colors) if any(colors) else ()
+        wrong = [text for text, code in zip(self.classes, codes, strict=True) if not _CODE.fullmatch(code)]
+        if any(codes) and wrong:
+            raise UsageError(f"--class {wrong[0]}: give every class a code, as in forest=#229922:311, or none")
+        return (
+            names,
+            tuple(color.upper() for color in colors) if any(colors) else (),
+            tuple(int(code) for code in codes) if any(codes) else (),
+        )
 
 
 def numbers(text: str | None, option: str, *, count: int | None = None, least: int = 0) -> tuple[int, ...] | None:

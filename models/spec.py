@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 SCHEMA: Final = 1
 NODATA: Final = 255
 """The value of every uint8 plane where the scene is invalid; never a class."""
+WIDE_NODATA: Final = 65535
+"""Likewise in a published mask of uint16, which a legend with a code above 254 needs."""
 
 DType = Literal["uint8", "uint16", "int16", "float32"]
 Plane = Literal["labels", "confidence"]
@@ -44,12 +46,12 @@ class Class(Value):
     """One class of the mask."""
 
     id: Annotated[int, Field(ge=0, lt=NODATA)]
-    """Index in the logits and value in the mask."""
+    """Index in the logits and value in `mask.zarr`."""
     name: ClassName
     color: Colour
     title: str = ""
-    code: Annotated[int, Field(ge=0, le=65535)] | None = None
-    """Value in a customer's legend, if it differs from `id`."""
+    code: Annotated[int, Field(ge=0, lt=WIDE_NODATA)] | None = None
+    """Value in a customer's legend, written in the place of `id` into all that is published."""
 
 
 class Architecture(Value):
@@ -95,6 +97,12 @@ class ModelSpec(Value):
             raise ValueError(f"class ids are {ids}: they must be 0, 1, 2, ... in order")
         if len({c.name for c in self.classes}) != len(ids):
             raise ValueError("class names repeat")
+        codes = [c.code for c in self.classes if c.code is not None]
+        if codes and len(codes) != len(ids):
+            bare = [c.name for c in self.classes if c.code is None]
+            raise ValueError(f"class {bare[0]} has no code, others have: give every class a code of its own, or none")
+        if len(set(codes)) != len(codes):
+            raise ValueError(f"codes of classes repeat: {codes}")
         if len({b.name for b in self.bands}) != len(self.bands):
             raise ValueError("band names repeat")
         if list(self.tiles) != sorted(set(self.tiles)):

@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.ledger import BlockRecord
 from pipeline.plan import Plan
+from pipeline.publish.classes import number
 from pipeline.scene import SceneAddress
 from pipeline.statistics import area_totals, class_totals, confidence_totals
 from pipeline.worker import TaskReport
@@ -100,6 +101,7 @@ def _classes(plan: Plan, records: Sequence[BlockRecord]) -> list[dict[str, Any]]
     return [
         {
             "id": entry.id,
+            "value": number(entry),
             "name": entry.name,
             "pixels": counts[entry.id],
             "share": counts[entry.id] / total if total else 0.0,

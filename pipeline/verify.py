@@ -1,4 +1,4 @@
-"""Whether a published result still is what its records say: coverage, every shard's bytes, georeference, outputs."""
+"""Whether a published result still is what its records say: coverage, shards, sums, files, georeference, pixels."""
 
 import hashlib
 import json
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import zarr
 
-from models.spec import NODATA
 from pipeline.errors import UsageError, WidefieldError
 from pipeline.georef import Georef
 from pipeline.grid import Window
@@ -16,6 +15,9 @@ from pipeline.ledger import BlockRecord, Ledger
 from pipeline.outputs import ASSETS, ITEM, LEDGER, MASK, PLAN, RUN
 from pipeline.placement import differences
 from pipeline.plan import Plan
+from pipeline.publish.classes import legend_of
+from pipeline.publish.compare import first_difference
+from pipeline.publish.stac import ASSETS as PUBLISHED
 from pipeline.scene import SceneAddress, open_scene
 from pipeline.shards import layout_of
 from pipeline.statistics import class_totals
@@ -74,6 +76,8 @@ def verify(folder: Path) -> Verdict:
         *_files(folder),
         *_georeference(plan, folder, notes),
     ]
+    if not problems:  # the bytes of both sides are as recorded: do they say the same?
+        problems += _pixels(plan, folder)
     return Verdict(folder, len(records), tuple(problems), tuple(notes))
 
 
@@ -173,9 +177,29 @@ def _georeference(plan: Plan, folder: Path, notes: list[str]) -> Iterator[str]:
     reference = _reference(plan, notes)
     if shape != (plan.grid.height, plan.grid.width):
         yield f"{MASK_TIF} has {shape[0]} x {shape[1]} pixels, the scene {plan.grid.height} x {plan.grid.width}"
-    if nodata != NODATA:
-        yield f"{MASK_TIF} has nodata {nodata}, not {NODATA}"
+    wanted = legend_of(plan.spec.classes).nodata
+    if nodata != wanted:
+        yield f"{MASK_TIF} has nodata {nodata}, not {wanted}"
     yield from (f"{MASK_TIF} has {difference}" for difference in differences(georef, reference))
+
+
+def _pixels(plan: Plan, folder: Path) -> Iterator[str]:
+    """Each published raster against its plane."""
+    for name in ASSETS:
+        plane = PUBLISHED[name].plane
+        if plane is None or not (folder / name).is_file():
+            continue
+        legend = legend_of(plan.spec.classes) if plane == "labels" else None
+        try:
+            found = first_difference(folder / name, folder / MASK, plane, legend)
+        except WidefieldError as error:
+            yield str(error)
+            continue
+        if found is not None:
+            yield (
+                f"{name}: {found.published} at row {found.row}, column {found.col}, where {MASK} has "
+                f"{found.expected}: segment again to mend it"
+            )
 
 
 def _reference(plan: Plan, notes: list[str]) -> Georef:

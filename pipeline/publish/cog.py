@@ -3,7 +3,7 @@
 import errno
 import warnings
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from models.spec import NODATA, Class
 from pipeline.georef import Georef
 from pipeline.placement import creation, describe, keep_crs
-from pipeline.publish.classes import rgb
+from pipeline.publish.classes import Legend, legend_of, number, rgb
 from pipeline.publish.files import SIDECAR, replacing
 from pipeline.publish.levels import Put, level_shapes, walk
 from pipeline.publish.pyramid import Halve, Plane, mean_of_four, mode_of_four
@@ -47,27 +47,31 @@ class _Look:
     scale: float = 1.0
     """Physical value of a stored 1."""
     palette: dict[int, Colour] = field(default_factory=dict)
-    names: tuple[str, ...] = ()
-    """Class names, by value from 0."""
+    names: dict[int, str] = field(default_factory=dict)
+    """Class names by value."""
+    legend: Legend | None = None
+    """What is written in the place of the plane's numbers; None: they themselves."""
 
 
 def _look(plane: str, classes: Sequence[Class]) -> _Look:
     if plane != "labels":
         return _Look(f"{plane}: probability, stored x {CONFIDENCE_STEPS}", mean_of_four, scale=1 / CONFIDENCE_STEPS)
-    palette: dict[int, Colour] = {entry.id: (*rgb(entry), 255) for entry in classes}
-    palette[NODATA] = (0, 0, 0, 0)
-    names = tuple(entry.name for entry in classes)
-    return _Look("labels: class of each pixel", mode_of_four, palette=palette, names=names)
+    legend = legend_of(classes)
+    palette: dict[int, Colour] = {number(entry): (*rgb(entry), 255) for entry in classes}
+    palette[legend.nodata] = (0, 0, 0, 0)
+    names = {number(entry): entry.name for entry in classes}
+    return _Look("labels: class of each pixel", mode_of_four, palette=palette, names=names, legend=legend)
 
 
 def write_cog(
     mask_store: Path, plane: str, out: Path, *, georef: Georef, classes: Sequence[Class], attribution: str
 ) -> None:
-    """Write `plane` of `mask_store`, pixel for pixel, as a COG with the georeference of its scene and nodata 255.
+    """Write `plane` of `mask_store`, pixel for pixel, as a COG with the georeference of its scene.
 
-    Labels carry their palette and class names, probabilities their scale. The same store gives the same bytes on the
-    same kind of processor. The store is read once; tiles of all levels are compressed as they come, kept in unnamed
-    files, and put together at the end.
+    Labels are written in the classes' codes, if they have some (see `Legend`), with palette and class names; other
+    planes as they are, with their scale and nodata 255. The same store gives the same bytes on the same kind of
+    processor. The store is read once; tiles of all levels are compressed as they come, kept in unnamed files, and put
+    together at the end.
     Memory: about 100 bytes for each column of a strip (see `levels`). Disk: the result twice, until it is finished.
 
     Raises:
@@ -88,7 +92,7 @@ def write_cog(
             chunk=layout.chunk[-1],
             tile=tile,
             halve=look.halve,
-            put=_compressing(spools),
+            put=_compressing(spools, look.legend),
         )
         levels = [Level(*shape, spool) for shape, spool in zip(shapes, spools, strict=True)]
         with draft.open("wb") as file:
@@ -100,14 +104,15 @@ def _tiles(shape: tuple[int, int], tile: int) -> tuple[int, int]:
     return -(-height // tile), -(-width // tile)
 
 
-def _compressing(spools: Sequence[Spool]) -> Put:
+def _compressing(spools: Sequence[Spool], legend: Legend | None) -> Put:
     """What puts tiles into the spools of their levels; those of one value, most of a mask, are compressed once."""
     known: dict[int, bytes] = {}
+    table = None if legend is None or legend.is_plain else legend.table
 
     def put(level: int, row: int, col: int, tile: Plane, value: int | None) -> None:
         content = known.get(value) if value is not None else None
         if content is None:
-            content = isal_zlib.compress(tile, _EFFORT)
+            content = isal_zlib.compress(tile if table is None else table[tile], _EFFORT)
             if value is not None:
                 known[value] = content
         spools[level].put(row, col, content)
@@ -136,7 +141,10 @@ def _template(draft: Path, tile: int, look: _Look, georef: Georef, attribution: 
     sidecar, wanted = Path(f"{path}{SIDECAR}"), Path(f"{draft}{SIDECAR}")
     try:
         # Sidecars on, whatever the reading side chose.
-        with rasterio.Env(GDAL_PAM_ENABLED=True), _create(path, tile, georef) as dataset:
+        with (
+            rasterio.Env(GDAL_PAM_ENABLED=True),
+            _create(path, tile, look.legend or Legend((), NODATA), georef) as dataset,
+        ):
             _describe(dataset, look, georef, attribution)
         keep_crs(path, georef)
     except (RasterioError, rasterio._err.CPLE_BaseError) as error:  # noqa: SLF001 - rasterio raises these unwrapped
@@ -150,7 +158,7 @@ def _template(draft: Path, tile: int, look: _Look, georef: Georef, attribution: 
     return tags
 
 
-def _create(path: Path, tile: int, georef: Georef) -> Any:
+def _create(path: Path, tile: int, legend: Legend, georef: Georef) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         return rasterio.open(
@@ -160,8 +168,8 @@ def _create(path: Path, tile: int, georef: Georef) -> Any:
             height=tile,
             width=tile,
             count=1,
-            dtype="uint8",
-            nodata=NODATA,
+            dtype=legend.dtype,
+            nodata=legend.nodata,
             tiled=True,
             blockxsize=tile,
             blockysize=tile,
@@ -180,13 +188,15 @@ def _describe(dataset: Any, look: _Look, georef: Georef, attribution: str) -> No
     dataset.set_band_description(1, look.description)
     if look.palette:
         dataset.write_colormap(1, look.palette)
-        dataset.update_tags(1, **{f"CLASS_{value}": name for value, name in enumerate(look.names)})
+        dataset.update_tags(1, **{f"CLASS_{value}": name for value, name in look.names.items()})
     else:
         dataset.scales = (look.scale,)
 
 
-def _write_names(sidecar: Path, names: Sequence[str]) -> None:
+def _write_names(sidecar: Path, names: Mapping[int, str]) -> None:
     """Class names as GDAL keeps them, beside the file: GeoTIFF has no place for them, rasterio no call.
+
+    GDAL counts them from 0: values between codes get empty ones.
 
     A sidecar that is there already holds a CRS that GeoTIFF has no place for either: it is added to.
     """
@@ -195,6 +205,6 @@ def _write_names(sidecar: Path, names: Sequence[str]) -> None:
     if band is None:
         band = ET.SubElement(root, "PAMRasterBand", band="1")
     categories = ET.SubElement(band, "CategoryNames")
-    for name in names:
-        ET.SubElement(categories, "Category").text = name
+    for value in range(max(names) + 1):
+        ET.SubElement(categories, "Category").text = names.get(value, "")
     ET.ElementTree(root).write(sidecar, encoding="utf-8")

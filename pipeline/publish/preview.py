@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from models.spec import Class
 from pipeline.georef import Georef
-from pipeline.publish.classes import is_clear, label, rgb
+from pipeline.publish.classes import is_clear, numbered, rgb
 from pipeline.publish.files import replacing
 from pipeline.publish.render import INVALID, RGB, display, overlay
 from pipeline.publish.thumbnail import shrink_image, shrink_mask
@@ -147,7 +147,7 @@ def _legend(classes: Sequence[Class], counts: Sequence[int], pixels: int) -> lis
     """Each class with its share of the classified pixels, and nodata with its share of the scene."""
     classified = sum(counts)
     entries = [
-        _Entry(f"{label(entry)} {_percent(count, classified)}", _PAPER if is_clear(entry) else rgb(entry))
+        _Entry(f"{numbered(entry)} {_percent(count, classified)}", _PAPER if is_clear(entry) else rgb(entry))
         for entry, count in zip(classes, counts, strict=True)
     ]
     if classified < pixels:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from models.spec import NODATA, Class
+from models.spec import Class
 from pipeline.errors import OutputError
 from pipeline.georef import Georef
-from pipeline.publish.classes import label
+from pipeline.publish.classes import Legend, label, legend_of, number
 from pipeline.publish.cog import CONFIDENCE_STEPS
 from pipeline.publish.files import write_text
 from pipeline.publish.geometry import geojson
@@ -145,7 +145,8 @@ def _asset(path: Path, asset: Asset, georef: Georef, resolution: float | None, c
         **_checksum(path),
     }
     if asset.plane is not None:
-        fields |= _raster(asset.plane, georef, resolution)
+        legend = legend_of(classes if asset.plane == "labels" else ())
+        fields |= _raster(asset.plane, legend, georef, resolution)
     if asset.plane == "labels":
         fields["classification:classes"] = _classes(classes)
     return fields
@@ -160,12 +161,12 @@ def _checksum(path: Path) -> Json:
         raise OutputError(f"{path} is to be published but cannot be read: {error}. Run again to write it") from error
 
 
-def _raster(plane: str, georef: Georef, resolution: float | None) -> Json:
+def _raster(plane: str, legend: Legend, georef: Georef, resolution: float | None) -> Json:
     scale: Json = {} if plane == "labels" else {"raster:scale": 1 / CONFIDENCE_STEPS, "raster:offset": 0}
     ground: Json = {} if resolution is None else {"raster:spatial_resolution": resolution}
     return {
-        "data_type": "uint8",
-        "nodata": NODATA,
+        "data_type": legend.dtype,
+        "nodata": legend.nodata,
         "bands": [{"name": plane}],
         "raster:sampling": "point" if georef.pixel_is_point else "area",
         **scale,
@@ -175,7 +176,7 @@ def _raster(plane: str, georef: Georef, resolution: float | None) -> Json:
 
 def _classes(classes: Sequence[Class]) -> list[Json]:
     known: list[Json] = [
-        {"value": entry.id, "name": entry.name, "title": label(entry), "color_hint": entry.color.removeprefix("#")}
+        {"value": number(entry), "name": entry.name, "title": label(entry), "color_hint": entry.color.removeprefix("#")}
         for entry in classes
     ]
-    return [*known, {"value": NODATA, "name": "nodata", "title": "No data", "nodata": True}]
+    return [*known, {"value": legend_of(classes).nodata, "name": "nodata", "title": "No data", "nodata": True}]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from models.spec import Class
-from pipeline.publish.classes import is_clear, label
+from pipeline.publish.classes import is_clear, number, numbered
 from pipeline.publish.files import write_text
 
 _DOCTYPE = "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n"
@@ -27,10 +27,10 @@ def write_qml(out: Path, classes: Sequence[Class]) -> None:
         ET.SubElement(
             palette,
             "paletteEntry",
-            value=str(entry.id),
+            value=str(number(entry)),
             color=entry.color.lower(),
             alpha="0" if is_clear(entry) else "255",
-            label=label(entry),
+            label=numbered(entry),
         )
     ET.SubElement(root, "blendMode").text = "0"
     ET.indent(root, " ")

@@ -1,0 +1,61 @@
+"""A published raster against the plane it was made from, pixel by pixel."""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from rasterio._err import CPLE_BaseError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.windows import Window as RasterWindow
+
+from pipeline.errors import UnreadableError
+from pipeline.grid import Window
+from pipeline.publish.classes import Legend
+from pipeline.store import read_plane
+
+_ROWS, _COLS = 1024, 8192
+"""What is compared at once: whole tiles of the raster."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The first pixel that differs, window by window from the top."""
+
+    row: int
+    col: int
+    published: int
+    expected: int
+
+
+def first_difference(raster: Path, mask_store: Path, plane: str, legend: Legend | None) -> Difference | None:
+    """Where the pixels of `raster` are not those of the plane, put into numbers of `legend`; None: nowhere.
+
+    Raises:
+        UnreadableError: the raster cannot be read, or has another shape.
+        VerifyError: a stored chunk is corrupt.
+    """
+    try:
+        with rasterio.Env(GDAL_CACHEMAX=32 << 20), warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with rasterio.open(raster, driver="GTiff") as file:
+                for window in _windows(file.height, file.width):
+                    place = RasterWindow(window.col, window.row, window.width, window.height)
+                    stored = read_plane(mask_store, plane, window)
+                    expected = stored if legend is None else legend.table[stored]
+                    published = file.read(1, window=place)
+                    if not np.array_equal(published, expected):
+                        row, col = np.argwhere(published != expected)[0]
+                        values = int(published[row, col]), int(expected[row, col])
+                        return Difference(window.row + int(row), window.col + int(col), *values)
+    except (RasterioError, CPLE_BaseError) as error:
+        raise UnreadableError(f"{raster.name} cannot be read: {error.__cause__ or error}") from error
+    return None
+
+
+def _windows(height: int, width: int) -> Iterator[Window]:
+    for row in range(0, height, _ROWS):
+        for col in range(0, width, _COLS):
+            yield Window(row, col, min(_ROWS, height - row), min(_COLS, width - col))
