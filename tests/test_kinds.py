@@ -1,211 +1,24 @@
 """Every kind of scene through the whole job; rasterio says what the scene is, and reads the mask back."""
 
-import contextlib
-import math
-from functools import cache, partial
+from functools import cache
 
 import numpy as np
 import pytest
 import rasterio
-from affine import Affine
 from drawn_bundle import draw_bundle
-from drawn_scenes import RPCS, UTM, noise, write_tiff
+from drawn_kinds import KINDS, SHAPE, WGS84, palette, points, tiff
+from drawn_scenes import RPCS, noise, write_tiff
 from filelock import FileLock
-from rasterio.control import GroundControlPoint
-from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
-from rasterio.io import MemoryFile
 
 from models.spec import Band
 from pipeline.executors import SerialExecutor
+from pipeline.grid import Window
 from pipeline.scene import SceneAddress
 from pipeline.segment import SegmentRequest, segment_scene
 from pipeline.verify import verify
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
-
-SHAPE = (75, 90)
-POLAR = Affine(1000, 0, -40_000, 0, -1000, 30_000)
-ALBERS = "+proj=aea +lat_1=29.5 +lat_2=45.5 +lat_0=23 +lon_0=-96 +datum=NAD83 +units=m"
-ROTATED_POLE = "+proj=ob_tran +o_proj=longlat +lon_0=18 +o_lon_p=0 +o_lat_p=39.25 +R=6371229"
-PLANT = 'LOCAL_CS["Plant",UNIT["metre",1],AXIS["X",EAST],AXIS["Y",NORTH]]'
-OME = '<OME><Image ID="Image:0"><Pixels SizeX="90" PhysicalSizeX="0.25" PhysicalSizeY="0.5"/></Image></OME>'
-NOWHERE = {"crs": None, "transform": None}
-WGS84 = {"crs": "EPSG:4326", "transform": None}
-
-
-def pixels(bands=1, dtype="uint8", most=200):
-    """Noise from 1 to `most` with a hole of zeros."""
-    drawn = (noise(bands, *SHAPE) % most + 1).astype(dtype)
-    drawn[:, 10:30, 40:70] = 0
-    return drawn
-
-
-def tiff(drawn=None, *, tags=(), rpcs=(), **profile):
-    """What draws a GeoTIFF: the hole is nodata, unless told otherwise."""
-
-    def draw(folder):
-        path = write_tiff(folder / "scene.tif", pixels() if drawn is None else drawn, **{"nodata": 0, **profile})
-        if tags or rpcs:
-            with rasterio.open(path, "r+") as file:
-                file.update_tags(**dict(tags))
-                file.update_tags(ns="RPC", **dict(rpcs))
-        return path
-
-    return draw
-
-
-def points(count):
-    """Control points of a scene that lies askew."""
-    spots = [(row, col) for row in (0, 40, 75) for col in (0, 45, 90)][:count]
-    return [GroundControlPoint(r, c, 10 + 1e-3 * c + 1e-4 * r, 50 - 1e-3 * r + 1e-4 * c, 12.5) for r, c in spots]
-
-
-def crs_beside(folder):
-    """The CRS is in a sidecar alone."""
-    wkt = CRS.from_epsg(32633).to_wkt().replace('"', "&quot;")
-    return beside(tiff(crs=None)(folder), f"<SRS>{wkt}</SRS>")
-
-
-def other_ellipsoid(folder):
-    """A CRS by its code, on another ellipsoid than the code's: GeoTIFF keeps it in a sidecar alone."""
-    wkt = CRS.from_epsg(2193).to_wkt().replace("298.257222101", "298.25").replace('"', "&quot;")
-    point = '<Metadata><MDI key="AREA_OR_POINT">Point</MDI></Metadata>'
-    return beside(tiff()(folder), f"<SRS>{wkt}</SRS>{point}")
-
-
-def beside(path, content):
-    """Says in a sidecar what GDAL is to believe."""
-    path.with_name(f"{path.name}.aux.xml").write_text(f"<PAMDataset>{content}</PAMDataset>")
-    return path
-
-
-PLACES = {
-    "north-up": tiff(),
-    "rotated": tiff(transform=UTM @ Affine.rotation(30)),
-    "sheared": tiff(transform=Affine(0.4, 0.1, 5e5, 0.2, -0.4, 4.6e6)),
-    "south-up": tiff(transform=Affine(0.5, 0, 5e5, 0, 0.5, 4.6e6)),
-    "pixel is point": tiff(tags={"AREA_OR_POINT": "Point"}),
-    "9 control points": tiff(gcps=points(9), **WGS84),
-    "4 control points": tiff(gcps=points(4), **WGS84),
-    "1 control point": tiff(gcps=points(1), **WGS84),
-    "control points, pixel is point": tiff(gcps=points(4), tags={"AREA_OR_POINT": "Point"}, **WGS84),
-    "control points without CRS": tiff(gcps=points(4), crs=CRS(), transform=None),
-    "RPCs": tiff(rpcs=RPCS, **NOWHERE),
-    "RPCs and a transform": tiff(rpcs=RPCS),
-    "nowhere": tiff(**NOWHERE),
-    "transform without CRS": tiff(crs=None),
-    "CRS without transform": tiff(transform=None),
-    "local CRS": tiff(crs=CRS.from_wkt(PLANT)),
-    "CRS without a code": tiff(crs=CRS.from_proj4(ALBERS)),
-    "CRS that GeoTIFF cannot hold": tiff(crs=CRS.from_proj4(ROTATED_POLE), transform=Affine(0.5, 0, 10, 0, -0.5, 20)),
-    "CRS beside the file": crs_beside,
-    "CRS unlike its code": other_ellipsoid,
-    "CRS that WKT 2 loses": tiff(crs="ESRI:102113"),
-    "compound CRS": tiff(crs="EPSG:32633+5773"),
-    "geocentric CRS": tiff(crs="EPSG:4978"),
-    "other world": tiff(crs="ESRI:104903", transform=Affine(0.01, 0, 10, 0, -0.01, 20)),
-    "antimeridian": tiff(crs="EPSG:4326", transform=Affine(0.01, 0, 179.6, 0, -0.01, -16)),
-    "antimeridian, projected": tiff(crs="EPSG:3832", transform=Affine(1000, 0, 3.3e6, 0, -1000, -1.7e6)),
-    "north pole": tiff(crs="EPSG:3413", transform=POLAR),
-    "south pole": tiff(crs="EPSG:3031", transform=POLAR),
-    "slide by OME-XML": tiff(tags={"TIFFTAG_IMAGEDESCRIPTION": OME}, **NOWHERE),
-    "slide by MPP": tiff(tags={"TIFFTAG_IMAGEDESCRIPTION": "Aperio|MPP = 0.4990|Left = 2"}, **NOWHERE),
-}
-
-
-def mask(folder, *, internal):
-    """A mask of the file's own."""
-    valid = pixels()[0] != 0
-    path = tiff(nodata=None, mask=valid if internal else None)(folder)
-    if not internal:
-        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False), rasterio.open(path, "r+") as file:
-            file.write_mask(valid)
-    return path
-
-
-def alpha(folder):
-    drawn = np.concatenate([noise(3, *SHAPE), np.where(pixels() > 0, 255, 0).astype(np.uint8)])
-    return tiff(drawn, nodata=None, photometric="rgb", alpha="yes")(folder)
-
-
-def nodata_of_bands(folder):
-    """Only where each band is at its own nodata is nothing known."""
-    drawn = pixels(3)
-    drawn[1, 10:25] = 7
-    path = tiff(drawn, nodata=None)(folder)
-    values = "".join(
-        f'<PAMRasterBand band="{i}"><NoDataValue>{v}</NoDataValue></PAMRasterBand>' for i, v in ((1, 0), (2, 7), (3, 0))
-    )
-    return beside(path, values)
-
-
-def no_numbers(folder, nodata=None):
-    """NaN in one band, infinity in another."""
-    drawn = pixels(3, "float32")
-    drawn[0, :5, :7], drawn[1, 40:50, 3:9], drawn[2, 60:, 80:] = np.nan, np.inf, -np.inf
-    return tiff(drawn, nodata=nodata)(folder)
-
-
-def palette(folder):
-    path = tiff(pixels(most=3))(folder)
-    with rasterio.open(path, "r+") as file:
-        file.write_colormap(1, {i: (80 * i, 255 - 80 * i, 9, 255) for i in range(4)})
-    return path
-
-
-def scaled(folder):
-    path = tiff(pixels(dtype="uint16"))(folder)
-    with rasterio.open(path, "r+") as file:
-        file.scales, file.offsets = (1e-4,), (-0.1,)
-    return path
-
-
-TILES = {"tiled": True, "blockxsize": 32, "blockysize": 32}
-CODECS = {
-    "JPEG": {"nodata": None, "mask": pixels()[0] != 0, "photometric": "YCBCR"},
-    "WEBP": {"webp_lossless": "YES"},
-    "JXL": {"jxl_lossless": "YES"},
-    **{codec: {} for codec in ("LZW", "DEFLATE", "PACKBITS", "ZSTD", "LZMA", "LERC", "LERC_ZSTD", "LERC_DEFLATE")},
-}
-"""How TIFF may be compressed, with the options of each."""
-
-
-def is_built(codec):
-    """Whether this GDAL has it."""
-    with MemoryFile() as memory, contextlib.suppress(rasterio.errors.RasterioIOError):
-        memory.open(driver="GTiff", height=8, width=8, count=3, dtype="uint8", compress=codec, transform=UTM).close()
-        return True
-    return False
-
-
-PIXELS = {
-    "bands apart": tiff(pixels(3), interleave="band"),
-    "bands together": tiff(pixels(3), interleave="pixel", **TILES),
-    **{f"{bits} bits": tiff(pixels(most=2**bits - 1), nbits=bits) for bits in (1, 2, 4)},
-    "12 bits": tiff(pixels(dtype="uint16") * 20, nbits=12),
-    "1 bit as a fax": tiff(pixels(most=1), nbits=1, compress="CCITTFAX4"),
-    "16 bits, signed": tiff(pixels(dtype="int16") * -50, nodata=0),
-    "BigTIFF": tiff(bigtiff="YES"),
-    "big-endian": tiff(pixels(dtype="uint16"), endianness="BIG"),
-    "palette": palette,
-    "internal mask": partial(mask, internal=True),
-    "external mask": partial(mask, internal=False),
-    "alpha": alpha,
-    "nodata of each band": nodata_of_bands,
-    "NaN and infinity": no_numbers,
-    "NaN as nodata": partial(no_numbers, nodata=math.nan),
-    "lowest number as nodata": tiff(
-        np.where(pixels(3) > 0, 1.5, np.finfo("f4").min).astype("f4"), nodata=-3.4028234663852886e38
-    ),
-    "no nodata": tiff(nodata=None),
-    "all nodata": tiff(np.zeros((1, *SHAPE), np.uint8)),
-    "scale and offset": scaled,
-    "sparse blocks": tiff(pixels() * 0 + pixels(most=1), sparse_ok=True, **TILES),
-    "predicted floats": tiff(pixels(3, "float32"), compress="DEFLATE", predictor=3, **TILES),
-    "LERC of floats": tiff(pixels(3, "float32"), compress="LERC", max_z_error=0.1),
-    **{codec: tiff(pixels(3), compress=codec, **TILES, **how) for codec, how in CODECS.items() if is_built(codec)},
-}
 
 
 @pytest.fixture(scope="session")
@@ -256,15 +69,44 @@ def segment(path, bundle, **address):
     return request.folder, segment_scene(request, SerialExecutor())
 
 
-@pytest.mark.parametrize("name", [*PLACES, *PIXELS])
+def check(folder, facts, scene, known):
+    """The result in `folder` against the scene: place, and what is `known` of each pixel."""
+    assert placed(folder / "mask.tif") == placed(folder / "confidence.tif") == placed(scene)
+    with rasterio.open(folder / "mask.tif") as file:
+        assert file.nodata == 255
+        np.testing.assert_array_equal(file.read(1) != 255, known)
+    assert facts["coverage"]["valid"] == facts["coverage"]["classified"] == known.sum()
+    assert verify(folder).problems == ()
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_a_mask_lies_where_its_scene_lies_and_is_nodata_where_it_is_invalid(tmp_path, bundles, name):
-    scene = {**PLACES, **PIXELS}[name](tmp_path)
+    scene = KINDS[name](tmp_path)
     with rasterio.open(scene) as file:
         bands = sum(colour != ColorInterp.alpha for colour in file.colorinterp)
-    folder, facts = segment(scene, bundles(bands))
-    assert placed(folder / "mask.tif") == placed(folder / "confidence.tif") == placed(scene)
-    with rasterio.open(folder / "mask.tif") as mask:
-        assert mask.nodata == 255
-        np.testing.assert_array_equal(mask.read(1) != 255, valid(scene))
-    assert facts["coverage"]["valid"] == facts["coverage"]["classified"] == valid(scene).sum()
-    assert verify(folder).problems == ()
+    check(*segment(scene, bundles(bands)), scene, valid(scene))
+
+
+def test_bands_in_files_of_their_own_are_one_scene_on_the_grid_of_the_first(tmp_path, bundles):
+    drawn = noise(3, *SHAPE)
+    drawn[0, :30], drawn[1, 10:50], drawn[2, 20:] = 0, 0, 0
+    files = []
+    for name, band in zip(("b0", "b1", "b2"), drawn, strict=True):
+        files.append((name, str(write_tiff(tmp_path / f"{name}.tif", band[None], nodata=0, gcps=points(9), **WGS84))))
+    found = segment(tmp_path / "scene", bundles(3), files=tuple(files))
+    check(*found, files[0][1], drawn.any(axis=0))
+
+
+def test_an_expanded_palette_lies_where_its_numbers_lie(tmp_path, bundles):
+    scene = palette(tmp_path)
+    check(*segment(scene, bundles(3), palette=True), scene, valid(scene))
+
+
+def test_a_part_of_a_scene_keeps_its_control_points_and_rpcs(tmp_path, bundles):
+    scene = tiff(gcps=points(9), rpcs=RPCS, **WGS84)(tmp_path)
+    folder, _ = segment(scene, bundles(1), window=Window(20, 30, 40, 50))
+    there, here = placed(scene), placed(folder / "mask.tif")
+    assert here["shape"] == (40, 50)
+    assert here["points"] == [(row - 20, col - 30, *ground) for row, col, *ground in there["points"]]
+    moved = {"line_off": there["rpcs"]["line_off"] - 20, "samp_off": there["rpcs"]["samp_off"] - 30}
+    assert here["rpcs"] == there["rpcs"] | moved
