@@ -55,12 +55,15 @@ class Mask:
 
     def valid(self, pixels: Pixels, outside: NDArray[np.uint8] | None) -> Valid:
         """(H, W) from `pixels` (C, H, W) and the file's masks (M, H, W), 0 = invalid."""
-        valid = np.ones(pixels.shape[1:], np.bool_) if outside is None else (outside != 0).all(axis=0)
-        if self.nodata is not None:  # band by band: no temporary of all bands
-            empty = np.ones_like(valid)
-            for band, nodata in zip(pixels, self.nodata, strict=True):
-                empty &= band == nodata
-            valid &= ~empty
+        if self.nodata is None:
+            valid = np.ones(pixels.shape[1:], np.bool_)
+        else:  # band by band: no temporary of all bands
+            valid = pixels[0] != self.nodata[0]
+            for band, nodata in zip(pixels[1:], self.nodata[1:], strict=True):
+                valid |= band != nodata
+        if outside is not None:
+            for mask in outside:
+                valid &= mask != 0
         if pixels.dtype.kind == "f":
             for band in pixels:
                 valid &= np.isfinite(band)

@@ -6,12 +6,12 @@ last block behind. A block is read once, as one window (its tiles' union); tiles
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -192,7 +192,8 @@ class _Block:
         """Copy what `core` owns out of a tile's planes (P, T, T); invalid pixels stay nodata."""
         owned = core.owned.relative_to(self.window).slices
         valid = self.valid[core.owned.relative_to(self.source).slices]
-        np.copyto(self.planes[:, *owned], planes[:, *core.kept.slices], where=valid)
+        hidden = valid.view(np.uint8) - np.uint8(1)  # 0 where valid, else NODATA: "or" takes a tenth of a masked copy
+        np.bitwise_or(planes[:, *core.kept.slices], hidden, out=self.planes[:, *owned])
 
 
 _Tiles = list[tuple[_Block, Window]]
@@ -231,7 +232,12 @@ def _batches(
 def _launch(tiles: _Tiles, flight: deque[_Tiles], scale: NDArray[np.float32], offset: NDArray[np.float32]) -> Batch:
     flight.append(tiles)
     pixels, valid = zip(*(block.tile(tile) for block, tile in tiles), strict=True)
-    return Batch(np.stack(pixels), np.stack(valid), scale, offset)
+    return Batch(_stacked(pixels), _stacked(valid), scale, offset)
+
+
+def _stacked(tiles: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """A batch of tiles; one alone is not copied."""
+    return tiles[0][np.newaxis] if len(tiles) == 1 else np.stack(tiles)
 
 
 def _keep(tiles: _Tiles, planes: NDArray[np.uint8], finish: Callable[[_Block], object]) -> None:
