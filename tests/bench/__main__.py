@@ -1,10 +1,18 @@
-"""`python -m tests.bench [memory|speed|halo|all]`: Markdown on stdout, figures in runs/bench.json."""
+"""`python -m tests.bench [NAME]`: Markdown on stdout, figures with their machine in runs/bench.json."""
 
 import sys
 
-from tests.bench import halo, memory, speed
+from tests.bench import against, cog, disk, engine, halo, memory, outside
 
-BENCHES = {"memory": memory.run, "speed": speed.run, "halo": halo.run}
+BENCHES = {
+    "monai": against.run,
+    "engine": engine.run,
+    "outside": outside.run,
+    "cog": cog.run,
+    "disk": disk.run,
+    "memory": memory.run,
+    "halo": halo.run,
+}
 
 
 def main():

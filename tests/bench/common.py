@@ -2,21 +2,29 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import psutil
 
+from examples.drone_scenes import build
 from models.bundle import save_bundle
+from pipeline import resources
 from tests.drawn_bundle import drawn_network, drawn_spec
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "runs" / "bench.json"
+BUILDINGS = ROOT / "examples/bundles/buildings"
 MIB = 2**20
 
 
@@ -31,6 +39,14 @@ def data_folder():
 def world():
     """648 megapixels of one uint8 band, a third of them valid."""
     return data_folder() / "satellite" / "cog_world_36000x18000.tif"
+
+
+def mosaic(folder):
+    """A gap-free drone scene, 8192 x 4096 pixels of RGB, as a deflate-compressed tiled GeoTIFF."""
+    path = folder / "1-A-train.tif"
+    if not path.exists():
+        deque(build(data_folder() / "satellite", folder, {"1-A"}), maxlen=0)
+    return path
 
 
 def grey_bundle(folder):
@@ -50,11 +66,38 @@ def table(head, rows):
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
+def spread(values, digits=1):
+    """Median, and between brackets the least and the most."""
+    values = list(values)
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
+    return f"{median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def verdict(reached, wanted, *, least):
+    """Whether a figure is what was wanted: at least, or else at most."""
+    return "yes" if (reached >= wanted if least else reached <= wanted) else "no"
+
+
+def machine():
+    """What the figures depend on, without names."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    named = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    return {
+        "processor": next(named, platform.machine()),
+        "cores": resources.cores(),
+        "memory_gib": round(resources.total_memory() / 2**30),
+        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "versions": {name: version(name) for name in ("numpy", "zarr", "rasterio", "torch", "openvino")},
+        "load_before": round(os.getloadavg()[0], 1),
+    }
+
+
 def record(name, facts):
     """Keep the figures of one benchmark beside those of the others."""
     RESULTS.parent.mkdir(exist_ok=True)
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    RESULTS.write_text(json.dumps(known | {name: facts}, indent=1))
+    RESULTS.write_text(json.dumps(known | {name: {"machine": machine(), "rows": facts}}, indent=1))
 
 
 @dataclass(frozen=True)
@@ -68,11 +111,22 @@ class Watched:
     """Largest resident set in bytes, of the child and of each process below it, by what the process is."""
 
 
-def watch(job):
-    """Run `tests.bench.child` with a job, and read every process's own high-water mark until it ends."""
+def measured(job, scratch, *keys):
+    """Some facts of a job that ran in a process of its own, with a folder of its own below `scratch`."""
+    with tempfile.TemporaryDirectory(dir=scratch) as out:
+        answer = watch(job | {"out": f"{out}/out"}).answer
+    return {key: answer.get(key) for key in keys}
+
+
+def watch(job, *, temporary=None):
+    """Run `tests.bench.child` with a job, and read every process's own high-water mark until it ends.
+
+    `temporary` is the folder for its temporary files.
+    """
     start, peaks = time.perf_counter(), {}
     command = [sys.executable, "-m", "tests.bench.child", json.dumps(job)]
-    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    environment = os.environ | ({} if temporary is None else {"TMPDIR": str(temporary)})
+    child = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     ended = threading.Event()
     watcher = threading.Thread(target=_follow, args=(psutil.Process(child.pid), peaks, ended))
     watcher.start()
