@@ -100,12 +100,15 @@ def write_shard(path: Path, window: Window, values: NDArray[Any]) -> bytes:
         raise ValueError(f"{window} with values {values.shape} is not one shard of {rows} x {cols} pixels of {path}")
     encoded = encode(layout, values)
     with writing(path):
-        _place_file(path, path / shard_key(layout, window), encoded)
+        target = path / shard_key(layout, window)
+        _place_file(target, encoded)
+        stat = (path / "zarr.json").stat()
+        _sync_above(target.parent, path, stat.st_ino, stat.st_mtime_ns)
     return encoded
 
 
-def _place_file(root: Path, target: Path, content: bytes) -> None:
-    """Puts a file below `root`, whole and durable or not at all."""
+def _place_file(target: Path, content: bytes) -> None:
+    """Puts a file into its folder, whole and durable or not at all; the folder may be new."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_name(target)
     try:
@@ -117,9 +120,15 @@ def _place_file(root: Path, target: Path, content: bytes) -> None:
     except OSError:
         partial.unlink(missing_ok=True)
         raise
-    for folder in target.parents:
-        sync(folder)
-        if folder == root:
+    sync(target.parent)
+
+
+@functools.lru_cache(maxsize=4096)
+def _sync_above(folder: Path, root: Path, _inode: int, _changed: int) -> None:
+    """Makes the name of `folder` durable in all folders above it, up to the array `root`: once a process and array."""
+    for above in folder.parents:
+        sync(above)
+        if above == root:
             break
 
 

@@ -1,7 +1,8 @@
 """What a block of a mask adds up to: pixels and areas by class, confidence by bin."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,8 @@ from models.spec import NODATA
 from pipeline.georef import Georef
 from pipeline.grid import Window
 from pipeline.ledger import BlockRecord
+
+T = TypeVar("T")
 
 CELL = 128
 """Edge of the cells within which a pixel's ground area counts as constant, in pixels: 2e-5 off at 0.01 degrees."""
@@ -24,33 +27,39 @@ def histogram(values: NDArray[np.uint8]) -> NDArray[np.int64]:
     return np.asarray(Image.fromarray(np.ascontiguousarray(values)).histogram(), np.int64)
 
 
-def class_counts(labels: NDArray[np.uint8]) -> dict[int, int]:
-    """Pixels by class of `labels` (H, W), nodata left out."""
-    counts = histogram(labels)
-    return {int(value): int(counts[value]) for value in np.flatnonzero(counts) if value != NODATA}
+def class_sums(labels: NDArray[np.uint8], window: Window, georef: Georef) -> tuple[dict[int, int], dict[int, float]]:
+    """Pixels, and square metres on the ellipsoid, by class of `labels` (H, W), which lie at `window` of the scene.
 
-
-def class_areas(labels: NDArray[np.uint8], window: Window, georef: Georef) -> dict[int, float]:
-    """Square metres on the ellipsoid by class of `labels` (H, W), which lie at `window` of the scene."""
+    Classes that do not occur and nodata are left out; there are no areas where `georef` knows none.
+    """
     rows = np.arange(0, window.height, CELL)
     cols = np.arange(0, window.width, CELL)
     centre_rows = window.row + (rows + np.minimum(rows + CELL, window.height)) / 2
     centre_cols = window.col + (cols + np.minimum(cols + CELL, window.width)) / 2
     pixel = georef.pixel_area(*np.meshgrid(centre_rows, centre_cols, indexing="ij"))
     if pixel is None:
-        return {}
-    areas = _areas(labels, np.nan_to_num(pixel, nan=0.0))  # beyond the Earth's limb there is no ground
-    return {int(value): float(areas[value]) for value in np.flatnonzero(areas) if value != NODATA}
+        return _occurring(histogram(labels), int), {}
+    counts, areas = _sums(labels, np.nan_to_num(pixel, nan=0.0))  # beyond the Earth's limb there is no ground
+    return _occurring(counts, int), _occurring(areas, float)
 
 
-def _areas(labels: NDArray[np.uint8], pixel: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Area by value, (256,), of `labels` (H, W), whose cells have pixels of area `pixel`; equal ones count at once."""
+def _occurring(sums: NDArray[Any], kind: Callable[[Any], T]) -> dict[int, T]:
+    """Sums (256,) by value, without those that are 0 and that of nodata."""
+    return {int(value): kind(sums[value]) for value in np.flatnonzero(sums) if value != NODATA}
+
+
+def _sums(labels: NDArray[np.uint8], pixel: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Pixels and area by value, (2, 256), of `labels` (H, W), whose cells have pixels of area `pixel`.
+
+    Cells of equal area are counted at once.
+    """
     if np.ptp(pixel) <= EVEN * pixel.max():
-        return np.asarray(histogram(labels) * pixel.mean())
+        counts = histogram(labels)
+        return np.stack([counts, counts * pixel.mean()])
     axis = 0 if np.ptp(pixel, axis=0).max() >= np.ptp(pixel, axis=1).max() else 1
     middle = pixel.shape[axis] // 2
     parts = zip(np.split(labels, [middle * CELL], axis), np.split(pixel, [middle], axis), strict=True)
-    return np.asarray(np.sum([_areas(*part) for part in parts], axis=0))
+    return np.asarray(np.sum([_sums(*part) for part in parts], axis=0))
 
 
 def confidence_bins(confidence: NDArray[np.uint8]) -> tuple[int, ...]:

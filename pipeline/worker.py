@@ -25,7 +25,7 @@ from pipeline.outputs import LEDGER, MASK, PLAN, STAGED, open_source
 from pipeline.plan import GDAL_CACHE, Plan
 from pipeline.scene import Source
 from pipeline.staging import stage_window
-from pipeline.statistics import class_areas, class_counts, confidence_bins
+from pipeline.statistics import class_sums, confidence_bins
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -256,7 +256,7 @@ def _finish(plan: Plan, run: Path, block: _Block) -> BlockRecord:
     planes = dict(zip(plan.spec.planes, block.planes, strict=True))
     digest = store.write_block(run / MASK, block.window, planes)
     valid = block.valid[block.window.relative_to(block.source).slices]
-    labels = planes["labels"]
+    counts, areas = class_sums(planes["labels"], block.window, plan.georef)
     record = BlockRecord(
         row=block.window.row,
         col=block.window.col,
@@ -264,8 +264,8 @@ def _finish(plan: Plan, run: Path, block: _Block) -> BlockRecord:
         width=block.window.width,
         digest=digest,
         valid=int(np.count_nonzero(valid)),
-        counts=class_counts(labels),
-        areas=class_areas(labels, block.window, plan.georef),
+        counts=counts,
+        areas=areas,
         confidence=confidence_bins(planes["confidence"]) if "confidence" in planes else (),
         tiles=len(block.tiles),
         seconds={"read": block.clock["read"], "wait": waited, "write": time.perf_counter() - start},
