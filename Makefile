@@ -23,7 +23,8 @@ lint: setup  ## style, types, arrows
 test: lint  ## everything that CI runs
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
-bench: setup  ## memory at two sizes, speed of the pipeline alone, tiled against whole
+bench: setup  ## every figure of docs/performance.md: Markdown, and JSON in runs/bench.json
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,bench]"
 	$(BIN)/python -m tests.bench
 
 clean:

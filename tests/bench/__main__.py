@@ -2,7 +2,7 @@
 
 import sys
 
-from tests.bench import against, cog, disk, engine, halo, memory, outside
+from tests.bench import against, archive, cog, disk, engine, halo, memory, outside
 
 BENCHES = {
     "monai": against.run,
@@ -10,6 +10,7 @@ BENCHES = {
     "outside": outside.run,
     "cog": cog.run,
     "disk": disk.run,
+    "archive": archive.run,
     "memory": memory.run,
     "halo": halo.run,
 }

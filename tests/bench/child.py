@@ -117,15 +117,16 @@ def _batches(plan, run):
 
 
 def main():
-    """Do the job in the first argument."""
+    """Do the job in the first argument; what only one job needs is imported for it alone."""
     job = json.loads(sys.argv[1])
-    if job["job"] == "monai":
-        from tests.bench.sliding import job as sliding
-
-        answer = sliding(job)
-    else:
-        answer = {"segment": segment, "cog": cog, "engine": engine}[job["job"]](job)
-    sys.stdout.write(json.dumps(answer) + "\n")
+    match job["job"]:
+        case "monai":
+            from tests.bench.sliding import job as work
+        case "archive":
+            from tests.bench.nightly import job as work
+        case name:
+            work = {"segment": segment, "cog": cog, "engine": engine}[name]
+    sys.stdout.write(json.dumps(work(job)) + "\n")
 
 
 if __name__ == "__main__":
