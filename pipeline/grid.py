@@ -15,6 +15,9 @@ anchored at the scene's first pixel, so a pixel's answer depends neither on the 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 @dataclass(frozen=True, order=True)
 class Window:
@@ -76,6 +79,11 @@ class Window:
 def round_up(value: int, step: int) -> int:
     """The smallest multiple of `step` that is at least `value`."""
     return -(-value // step) * step
+
+
+def spread(length: int, count: int) -> NDArray[np.intp]:
+    """`count` indices below `length`, evenly spaced: each is the middle of its share."""
+    return np.asarray((2 * np.arange(count) + 1) * length // (2 * count))
 
 
 @dataclass(frozen=True)

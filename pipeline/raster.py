@@ -105,24 +105,29 @@ class Raster:
         known = mask.alpha is None and not mask.masked and mask.nodata is None and self.dtype != "float32"
         return known and self._palette is None
 
-    def read(self, at: Window) -> tuple[Pixels, NDArray[np.uint8] | None]:
+    def read(self, at: Window, shape: tuple[int, int] | None = None) -> tuple[Pixels, NDArray[np.uint8] | None]:
         """Pixels (C, H, W) of a window of the file, and its masks (M, H, W), 0 = invalid; None: no mask.
+
+        With a `shape` (h, w), that many pixels, evenly spaced, of overviews where the file has some.
 
         Raises:
             UnreadableError: the file is truncated or corrupt there.
         """
         with mapped(self.path, at):
-            stack, outside = self._handle().run(functools.partial(self._read, at=at))
+            stack, outside = self._handle().run(
+                functools.partial(self._read, at=at, shape=shape or (at.height, at.width))
+            )
         return (stack, outside) if self._palette is None else self._palette.expand(stack, outside, self._index_nodata)
 
-    def _read(self, file: Any, at: Window) -> tuple[Pixels, NDArray[np.uint8] | None]:
+    def _read(self, file: Any, at: Window, shape: tuple[int, int]) -> tuple[Pixels, NDArray[np.uint8] | None]:
         place = rasterio.windows.Window(at.col, at.row, at.width, at.height)
         mask, bands = self.mask, list(self._stored)
+        stored = bands if mask.alpha is None else [*bands, mask.alpha]
         # Alpha comes along in one call: the bands of a pixel-interleaved block are decoded together.
-        stack = file.read(bands if mask.alpha is None else [*bands, mask.alpha], window=place)
+        stack = file.read(stored, window=place, out_shape=(len(stored), *shape))
         if mask.alpha is not None:
             return stack[: len(bands)], stack[-1:]
-        return stack, file.read_masks(bands, window=place) if mask.masked else None
+        return stack, file.read_masks(bands, window=place, out_shape=(len(bands), *shape)) if mask.masked else None
 
     def changed_by_sidecars(self) -> list[dict[str, Any]]:
         """Each sidecar with what it changed, found by opening the file without them."""

@@ -15,7 +15,7 @@ from pipeline.address import SceneAddress, expanded, read_scene_file
 from pipeline.errors import SceneError
 from pipeline.fingerprint import fingerprint
 from pipeline.georef import Georef
-from pipeline.grid import Window
+from pipeline.grid import Window, spread
 from pipeline.header import DTYPES, Mask, Pixels, Radiometry, Valid
 from pipeline.raster import Choice, Raster
 from pipeline.scenefile import factor
@@ -71,6 +71,9 @@ class Source(Protocol):
 
     def read(self, window: Window) -> tuple[Pixels, Valid]:
         """Pixels (C, H, W) in their own type and valid (H, W), True = valid. `window` lies inside; thread-safe."""
+
+    def sample(self, window: Window, shape: tuple[int, int]) -> tuple[Pixels, Valid]:
+        """Only `shape` (h, w) pixels, evenly spaced, of what `read` gives, or of overviews if there are some."""
 
     def close(self) -> None:
         """Releases every handle."""
@@ -186,13 +189,29 @@ class Scene:
         if not Window(0, 0, self.height, self.width).contains(window):
             raise ValueError(f"{window} leaves the scene of {self.height} x {self.width} pixels")
         at = window.shift(self._part.row, self._part.col)
-        if len(self._rasters) == 1:
-            return self._judged(*self._rasters[0].read(at))
-        parts = [_read_scaled(raster, at, *scale) for raster, scale in zip(self._rasters, self._factors, strict=True)]
-        masks = [mask for _, mask in parts if mask is not None]
-        return self._judged(np.concatenate([pixels for pixels, _ in parts]), np.concatenate(masks) if masks else None)
+        scaled = zip(self._rasters, self._factors, strict=True)
+        return self._judged([_read_scaled(raster, at, *scale) for raster, scale in scaled])
 
-    def _judged(self, pixels: Pixels, outside: Any) -> tuple[Pixels, Valid]:
+    def sample(self, window: Window, shape: tuple[int, int]) -> tuple[Pixels, Valid]:
+        """About `shape` (h, w) pixels evenly spaced over `window`: (C, h, w) and valid (h, w), for pictures.
+
+        They come from the files' overviews where these have some, and from every pixel decoded where they have none.
+
+        Raises:
+            UnreadableError: the file is truncated or corrupt there.
+        """
+        if shape == (window.height, window.width) or any(scale != (1, 1) for scale in self._factors):
+            return sampled(*self.read(window), shape)
+        at = window.shift(self._part.row, self._part.col)
+        return self._judged([raster.read(at, shape) for raster in self._rasters])
+
+    def _judged(self, parts: list[tuple[Pixels, Any]]) -> tuple[Pixels, Valid]:
+        """The bands of all files, and which pixels are valid in them."""
+        pixels, outside = parts[0]
+        if len(parts) > 1:
+            masks = [mask for _, mask in parts if mask is not None]
+            pixels = np.concatenate([band for band, _ in parts])
+            outside = np.concatenate(masks) if masks else None
         return pixels, self._mask.valid(pixels, outside)
 
     def close(self) -> None:
@@ -205,6 +224,14 @@ class Scene:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def sampled(pixels: Pixels, valid: Valid, shape: tuple[int, int]) -> tuple[Pixels, Valid]:
+    """Of (C, H, W) and (H, W), `shape` pixels evenly spaced."""
+    if shape == valid.shape:
+        return pixels, valid
+    rows, cols = (spread(length, count) for length, count in zip(valid.shape, shape, strict=True))
+    return pixels[:, rows[:, None], cols], valid[rows[:, None], cols]
 
 
 def _read_scaled(raster: Raster, at: Window, rows: int, cols: int) -> tuple[Pixels, Any]:

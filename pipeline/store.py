@@ -24,7 +24,7 @@ from zarr.storage import LocalStore
 from pipeline.errors import OutputError, UnreadableError, VerifyError
 from pipeline.georef import Georef
 from pipeline.grid import Window
-from pipeline.scene import Pixels, Radiometry, Source, Valid
+from pipeline.scene import Pixels, Radiometry, Source, Valid, sampled
 from pipeline.shards import (
     PARTIAL,
     layout_of,
@@ -234,6 +234,14 @@ class StagedImage:
         except (ValueError, RuntimeError, OSError) as error:
             raise UnreadableError(f"{self.path}: corrupt at {place(window)}: remove it, to stage again") from error
         return pixels, valid[0].view(np.bool_) if valid else np.ones(pixels.shape[1:], np.bool_)
+
+    def sample(self, window: Window, shape: tuple[int, int]) -> tuple[Pixels, Valid]:
+        """`shape` (h, w) pixels evenly spaced over `window`: (C, h, w) and valid (h, w).
+
+        Raises:
+            UnreadableError: a shard has not been staged, or is corrupt.
+        """
+        return sampled(*self.read(window), shape)
 
     def _require(self, window: Window) -> None:
         """A missing shard reads as zeros without an error: look first."""

@@ -3,7 +3,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
+from drawn_scenes import noise, write_tiff
 from PIL import Image
+from rasterio.enums import Resampling
 
 from models.spec import Class
 from pipeline.errors import OutputError
@@ -13,8 +16,8 @@ from pipeline.publish import thumbnail
 from pipeline.publish.preview import length, round_length, write_preview
 from pipeline.publish.render import INVALID, display, overlay
 from pipeline.publish.thumbnail import shrink_image, shrink_mask
-from pipeline.scene import Radiometry
-from pipeline.store import create_mask, write_block
+from pipeline.scene import Radiometry, SceneAddress, open_scene, sampled
+from pipeline.store import create_image, create_mask, open_image, write_block, write_image
 
 CLASSES = (
     Class(id=0, name="background", color="#000000"),
@@ -56,6 +59,9 @@ class Memory:
         assert Window(0, 0, self.height, self.width).contains(window)
         self.largest = max(self.largest, window.pixels)
         return self.pixels[:, *window.slices], self.valid[window.slices]
+
+    def sample(self, window: Window, shape):
+        return sampled(*self.read(window), shape)
 
 
 def source(height=90, width=130, bands=3, dtype="uint8"):
@@ -110,6 +116,35 @@ def test_views_do_not_depend_on_the_window_and_windows_stay_small(tmp_path, monk
     np.testing.assert_array_equal(shrink_mask(store, 310, 170, factor), whole[1])
     assert scene.largest <= 64 * 64
     assert whole[1].shape == (-(-310 // factor), -(-170 // factor))
+
+
+def test_a_view_comes_from_overviews_and_knows_nodata(tmp_path):
+    pixels = noise(1, 640, 512)
+    pixels[:, :320] = 0
+    path = write_tiff(tmp_path / "s.tif", pixels, nodata=0, tiled=True, blockxsize=128, blockysize=128)
+    with rasterio.open(path, "r+") as file:
+        file.build_overviews([2, 4, 8], Resampling.nearest)
+    with rasterio.open(path, "r+", overview_level=2) as overview:
+        overview.write(np.where(np.arange(80)[:, None] < 40, 0, np.full((80, 64), 250)).astype(np.uint8), 1)
+    with open_scene(SceneAddress(str(path))) as scene:
+        image, seen = shrink_image(scene, 40)
+        pixels, valid = scene.sample(Window(300, 7, 40, 80), (40, 80))
+        np.testing.assert_array_equal(pixels, scene.read(Window(300, 7, 40, 80))[0])
+    assert seen.shape == (16, 13)
+    assert not seen[:8].any()
+    assert (image[0, 8:] == 250).all()
+    assert valid.any(axis=1).tolist() == [False] * 20 + [True] * 20
+
+
+def test_a_staged_scene_is_sampled_as_it_was_read(tmp_path):
+    with open_scene(SceneAddress(str(write_tiff(tmp_path / "s.tif", noise(2, 200, 300))))) as scene:
+        create_image(tmp_path / "image.zarr", scene)
+        whole = Window(0, 0, 200, 300)
+        write_image(tmp_path / "image.zarr", whole, *scene.read(whole))
+        pixels, valid = scene.sample(Window(10, 20, 180, 250), (18, 25))
+    staged, known = open_image(tmp_path / "image.zarr").sample(Window(10, 20, 180, 250), (18, 25))
+    np.testing.assert_array_equal(staged, pixels)
+    np.testing.assert_array_equal(known, valid)
 
 
 def test_a_cell_takes_its_most_frequent_label(tmp_path):

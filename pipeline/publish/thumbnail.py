@@ -1,7 +1,8 @@
 """Small views of huge scenes and masks, made window by window in bounded memory.
 
-A view's pixel stands for one cell: `factor` x `factor` pixels of the scene, of which at most 7 x 7, evenly spaced,
-are looked at. Cells at the far edges may overhang the scene; its last row and column fill them.
+A view's pixel stands for one cell: `factor` x `factor` pixels of the scene, of which all up to 7 x 7, or else 4 x 4,
+evenly spaced, are looked at; those of a scene come from its overviews, if it has some. Cells at the far edges may
+overhang the scene; its last row and column fill them.
 """
 
 from collections.abc import Iterator
@@ -11,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.spec import NODATA
-from pipeline.grid import Window
+from pipeline.grid import Window, spread
 from pipeline.scene import Source
+from pipeline.shards import layout_of
 from pipeline.store import read_plane
 
 _SAMPLES = 4
-"""Pixels looked at along a cell's edge: at least this many, or all, and fewer than twice as many."""
+"""Pixels looked at along a cell's edge, where it has twice as many."""
 _WINDOW = 2048
 """Edge of what is read at once, in pixels."""
 
@@ -28,17 +29,35 @@ def shrink_image(source: Source, factor: int, *, bands: int = 3) -> tuple[NDArra
     image = np.zeros((min(bands, len(source.bands)), *shape), np.float32)
     seen = np.zeros(shape, np.bool_)
     for window, (rows, cols) in _windows(source.height, source.width, factor):
-        pixels, valid = source.read(window)
+        pixels, valid = source.sample(window, (_samples(window.height, factor), _samples(window.width, factor)))
         image[:, rows, cols], seen[rows, cols] = _mean(pixels[:bands], valid, factor)
     return image, seen
 
 
 def shrink_mask(mask_store: Path, height: int, width: int, factor: int) -> NDArray[np.uint8]:
     """The most frequent label of each cell, as (h, w); the smallest where several are."""
-    labels = np.full(_shape(height, width, factor), NODATA, np.uint8)
-    for window, (rows, cols) in _windows(height, width, factor):
-        labels[rows, cols] = _majority(read_plane(mask_store, "labels", window), factor)
-    return labels
+    chunk = layout_of(mask_store / "labels").chunk[-1]
+    edge = chunk * max(1, _WINDOW // chunk)  # each chunk is decoded once
+    lines, columns = _positions(height, factor), _positions(width, factor)
+    samples = np.empty((len(lines), len(columns)), np.uint8)
+    for row in range(0, height, edge):
+        for col in range(0, width, edge):
+            window = Window(row, col, min(edge, height - row), min(edge, width - col))
+            down, across = _between(lines, row, window.stop_row), _between(columns, col, window.stop_col)
+            plane = read_plane(mask_store, "labels", window)
+            samples[down, across] = plane[lines[down, None] - row, columns[across] - col]
+    return _majority(samples, factor)
+
+
+def _positions(length: int, factor: int) -> NDArray[np.intp]:
+    """The rows, or columns, of the pixels that are looked at."""
+    parts = ((start, stop - start) for start, stop in _cuts(length, factor))
+    return np.concatenate([start + spread(part, _samples(part, factor)) for start, part in parts])
+
+
+def _between(positions: NDArray[np.intp], start: int, stop: int) -> slice:
+    first, last = np.searchsorted(positions, [start, stop])
+    return slice(int(first), int(last))
 
 
 def _shape(height: int, width: int, factor: int) -> tuple[int, int]:
@@ -46,25 +65,39 @@ def _shape(height: int, width: int, factor: int) -> tuple[int, int]:
 
 
 def _windows(height: int, width: int, factor: int) -> Iterator[tuple[Window, tuple[slice, slice]]]:
-    """Windows of whole cells that partition the scene, each with its slices of the view."""
-    edge = factor * max(1, _WINDOW // factor)
-    for row in range(0, height, edge):
-        for col in range(0, width, edge):
-            window = Window(row, col, min(edge, height - row), min(edge, width - col))
-            down, across = _shape(window.height, window.width, factor)
-            top, left = row // factor, col // factor
-            yield window, (slice(top, top + down), slice(left, left + across))
+    """Windows of whole cells, or of overhanging ones, that partition the scene; each with its slices of the view."""
+    for top, bottom in _cuts(height, factor):
+        for left, right in _cuts(width, factor):
+            rows, cols = (slice(a // factor, -(-b // factor)) for a, b in ((top, bottom), (left, right)))
+            yield Window(top, left, bottom - top, right - left), (rows, cols)
 
 
-def _cells(array: NDArray[Any], factor: int) -> NDArray[Any]:
+def _cuts(length: int, factor: int) -> Iterator[tuple[int, int]]:
+    """Whole cells, about `_WINDOW` pixels at once; what is left stands alone, so that all windows sample alike."""
+    edge, whole = factor * max(1, _WINDOW // factor), length // factor * factor
+    yield from ((start, min(start + edge, whole)) for start in range(0, whole, edge))
+    if whole < length:
+        yield whole, length
+
+
+def _density(factor: int) -> int:
+    """Pixels looked at along a cell's edge."""
+    return factor if factor < 2 * _SAMPLES else _SAMPLES
+
+
+def _samples(length: int, factor: int) -> int:
+    """How many of the rows, or columns, of a window are looked at."""
+    return -(-length * _density(factor) // factor)
+
+
+def _cells(samples: NDArray[Any], factor: int) -> NDArray[Any]:
     """(..., H, W) -> (..., h, w, samples): the pixels of each cell that are looked at."""
-    *lead, height, width = array.shape
-    down, across = _shape(height, width, factor)
-    overhang = [(0, 0)] * len(lead) + [(0, down * factor - height), (0, across * factor - width)]
-    step = max(1, factor // _SAMPLES)
-    cells = np.pad(array, overhang, mode="edge").reshape(*lead, down, factor, across, factor)
-    samples = np.moveaxis(cells[..., ::step, :, ::step], -3, -2)
-    return samples.reshape(*lead, down, across, -1)
+    edge = _density(factor)
+    *lead, height, width = samples.shape
+    down, across = _shape(height, width, edge)
+    overhang = [(0, 0)] * len(lead) + [(0, down * edge - height), (0, across * edge - width)]
+    cells = np.pad(samples, overhang, mode="edge").reshape(*lead, down, edge, across, edge)
+    return np.moveaxis(cells, -3, -2).reshape(*lead, down, across, -1)
 
 
 def _mean(pixels: NDArray[Any], valid: NDArray[np.bool_], factor: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
