@@ -2,6 +2,8 @@
 
 import base64
 import contextlib
+import hashlib
+import html
 import io
 import re
 import time
@@ -21,8 +23,14 @@ PREVIEW_EDGE = 800
 TEXT_LIMIT = 300
 """Most characters of one name or reason."""
 
-_MARKUP = re.compile(r"([\\`*_{}\[\]()#!|~:@]|(?<=www)\.)", re.IGNORECASE)
-"""What starts markup inside a line, a cell or a heading; `:`, `@` and `www.` would start links."""
+_MARKUP = re.compile(
+    r"[\\`*\[\]#|~@]"  # anywhere
+    r"|(?<![^\W_])_|_(?![^\W_])"  # inside a word an underscore is one
+    r"|:(?=/)|(?<=www)\."  # links
+    r"|^[-+]|(?<=\d)[.)](?=\s)",  # lists
+    re.IGNORECASE,
+)
+"""What would be markup in a line, a heading or a cell. No more is escaped: some pages show cells as they are."""
 
 
 def plain(text: object) -> str:
@@ -33,9 +41,17 @@ def plain(text: object) -> str:
 
 
 def escape(text: object) -> str:
-    """`plain` text that Markdown shows as it is: no markup, no HTML, no link, no new cell of a table."""
-    safe = plain(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return _MARKUP.sub(r"\\\1", safe)
+    """`plain` text that Markdown shows as it is: no markup, no HTML, no link, no new cell of a table.
+
+    Cells of table artifacts need it too: Prefect's first page takes them for Markdown, and would fetch their images.
+    """
+    return _MARKUP.sub(r"\\\g<0>", html.escape(plain(text), quote=False))
+
+
+def slug(place: str) -> str:
+    """A short name for an address, of the letters that keys and resources may have, different for each address."""
+    last = re.sub("[^a-z0-9]+", "-", place.rstrip("/").rpartition("/")[2].lower()).strip("-")[:40]
+    return f"{last or 'archive'}-{hashlib.sha256(place.encode()).hexdigest()[:6]}"
 
 
 def table(header: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> list[str]:

@@ -62,3 +62,8 @@ class Options(BaseModel):
             threads=self.threads,
             keep_staged=self.keep_staged,
         )
+
+
+def address(archive: str) -> str:
+    """An archive as everybody would name it: URLs as they are, folders absolute, on the machine that runs the flow."""
+    return archive if "://" in archive else str(Path(archive).absolute())

@@ -39,8 +39,8 @@ class Pace:
 class LoggedProgress:
     """A listener that logs how far a run is, with its speed and the time left."""
 
-    def __init__(self, logger: "logging.Logger | logging.LoggerAdapter[Any]") -> None:
-        self.logger, self.pace = logger, Pace()
+    def __init__(self, logger: "logging.Logger | logging.LoggerAdapter[Any]", prefix: str = "") -> None:
+        self.logger, self.prefix, self.pace = logger, prefix, Pace()
         self.last = self.pace.start
 
     def __call__(self, event: "Progress") -> None:
@@ -50,9 +50,8 @@ class LoggedProgress:
             return
         self.last = now
         speed, left = self.pace(event, now)
-        self.logger.info(
-            "%.1f of %.1f Mpx, %.2f Mpx/s, %s left", event.done / 1e6, event.total / 1e6, speed / 1e6, clock(left)
-        )
+        numbers = (event.done / 1e6, event.total / 1e6, speed / 1e6, clock(left))
+        self.logger.info("%s%.1f of %.1f Mpx, %.2f Mpx/s, %s left", self.prefix, *numbers)
 
 
 def clock(seconds: float | None) -> str:

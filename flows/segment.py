@@ -5,14 +5,13 @@ Prefect sees a scene and its phases. Tiles and blocks stay inside a phase: one t
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.runtime import flow_run
 from prefect.tasks import Task
-from pydantic import Field
 
 from flows.artifacts import escape, picture, plain, table
 from flows.parameters import Options
@@ -50,14 +49,20 @@ def segment_blocks(request: SegmentRequest, options: Options) -> dict[str, Any]:
 
 @flow(name="segment-scene", flow_run_name=lambda: f"segment {plain(Path(flow_run.parameters['scene']).name)}")
 def segment_scene(
-    scene: Annotated[str, Field(description="File of the scene.")],
-    bundle: Annotated[str, Field(description="Folder of the trained model.")],
-    out: Annotated[str, Field(description="Folder of results; the scene gets a folder of its name.")],
+    scene: str,
+    bundle: str,
+    out: str,
     options: Options = Options(),  # noqa: B008 - frozen
 ) -> dict[str, Any]:
     """Segment one scene into `out/<scene stem>/`; returns the facts of its `run.json`.
 
     Paths are those of the machine that runs the flow.
+
+    Args:
+        scene: File of the scene.
+        bundle: Folder of the trained model.
+        out: Folder of results; the scene gets a folder of its name.
+        options: How the scene is read, cut and computed.
     """
     path = Path(scene).absolute()
     request = options.request(str(path), path.stem, bundle, out)

@@ -8,8 +8,9 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from pipeline.errors import WidefieldError
 
@@ -18,10 +19,10 @@ PATIENCE = 90.0
 """Seconds that a first start, with its database migrations, may take."""
 
 
-def environment(home: Path, port: int) -> dict[str, str]:
+def environment(home: Path, port: int, settings: Mapping[str, str]) -> dict[str, str]:
     """Variables for the server and for whoever talks to it: nothing of the user's Prefect is touched or told."""
-    ours = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
-    return ours | {
+    others = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
+    ours = {
         "PREFECT_HOME": str(home.absolute()),
         "PREFECT_API_URL": f"http://{HOST}:{port}/api",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -29,6 +30,7 @@ def environment(home: Path, port: int) -> dict[str, str]:
         "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
         "DO_NOT_TRACK": "1",
     }
+    return others | dict(settings) | ours
 
 
 def free_port() -> int:
@@ -40,14 +42,14 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def local_server(home: Path, port: int) -> Iterator[dict[str, str]]:
-    """A healthy server while the block runs; yields the environment that reaches it.
+def local_server(home: Path, port: int, settings: Mapping[str, str] = MappingProxyType({})) -> Iterator[dict[str, str]]:
+    """A healthy server while the block runs; yields the environment that reaches it. `settings` are Prefect's own.
 
     Raises:
         WidefieldError: it did not start; its log is named.
     """
     home.mkdir(parents=True, exist_ok=True)
-    variables, log = environment(home, port), home / "server.log"
+    variables, log = environment(home, port, settings), home / "server.log"
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
     with log.open("w") as output:
         process = subprocess.Popen(command, env=variables, stdout=output, stderr=output, start_new_session=True)

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from drawn_bundle import draw_bundle
 from filelock import FileLock
+from prefect_site import served
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +39,10 @@ def bundle(shared_folder):
         if not path.exists():
             draw_bundle(path, halo=32, tiles=(128, 256))
     return path
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    """A Prefect server on the loopback interface with the settings of `infra/`, a password, and a worker's pool."""
+    with served(tmp_path_factory.mktemp("site")) as site:
+        yield site

@@ -11,11 +11,14 @@ from flows.artifacts import PREVIEW_LIMIT, TEXT_LIMIT, ProgressBar, escape, pict
 @pytest.mark.parametrize(
     ("name", "shown"),
     [
-        ("roof_1.tif", r"roof\_1.tif"),
-        ("<img src=x onerror=alert(1)>", r"&lt;img src=x onerror=alert\(1\)&gt;"),
-        ("[click](javascript:alert(1))", r"\[click\]\(javascript\:alert\(1\)\)"),
+        ("north/roof_1 (2).tif", "north/roof_1 (2).tif"),
+        ("_a_ __b__", r"\_a\_ \_\_b\_\_"),
+        ("<img src=x onerror=alert(1)>", "&lt;img src=x onerror=alert(1)&gt;"),
+        ("![x](http://h/x.png)", r"!\[x\](http\://h/x.png)"),
+        ("[click](javascript:alert(1))", r"\[click\](javascript:alert(1))"),
         ("a | b\n# c", r"a \| b \# c"),
-        ("www.example.org", r"www\.example.org"),
+        ("www.example.org a@b.org", r"www\.example.org a\@b.org"),
+        ("- 1. x", r"\- 1\. x"),
         ("&amp;", "&amp;amp;"),
     ],
 )
