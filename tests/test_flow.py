@@ -68,7 +68,7 @@ def test_the_artifact_shows_the_result_in_a_small_picture(served):
 
 def test_a_bad_scene_fails_with_the_reason_and_is_not_tried_again(served):
     assert state(served, "bad.tif")["type"] == "FAILED"
-    assert "is not a TIFF" in state(served, "bad.tif")["message"]
+    assert "is not an image of a known format" in state(served, "bad.tif")["message"]
 
 
 def test_wrong_parameters_fail_before_anything_runs(served):
