@@ -55,17 +55,24 @@ def check_fit(scene: Scene, spec: ModelSpec, *, any_resolution: bool) -> list[st
         return notes
     resolution = scene.georef.resolution(scene.height, scene.width)
     low, high = spec.resolution
+    meant = lengths(low, high)
     if resolution is None:
-        why = "its CRS ties it to no ground" if scene.georef.placed else "the scene is not georeferenced"
-        notes.append(f"resolution unknown: {why}; bundle '{spec.name}' is for {low:g}-{high:g} m")
+        why = "nothing ties it to the ground" if scene.georef.placed else "the scene is not georeferenced"
+        notes.append(f"resolution unknown: {why}; bundle '{spec.name}' is for {meant}")
     elif not low <= resolution <= high:
         if not any_resolution:
             raise PlanError(
-                f"{scene.address.path} has pixels of {resolution:.3g} m, bundle '{spec.name}' is for "
-                f"{low:.3g}-{high:.3g} m: resample the scene, or insist with --any-resolution"
+                f"{scene.address.path} has pixels of {lengths(resolution)}, bundle '{spec.name}' is for {meant}: "
+                "resample the scene, or insist with --any-resolution"
             )
-        notes.append(f"pixels of {resolution:.3g} m lie outside the bundle's range {low:.3g}-{high:.3g} m")
+        notes.append(f"pixels of {lengths(resolution)} lie outside the bundle's range {meant}")
     return notes
+
+
+def lengths(*metres: float) -> str:
+    """One length, or a range of them: `0.5 m`, `5-20 m`, on a slide `0.25-1 um`."""
+    scale, unit = (1e6, "um") if max(metres) < 1e-3 else (1, "m")
+    return "-".join(f"{value * scale:.3g}" for value in metres) + f" {unit}"
 
 
 def place_notes(georef: Georef) -> list[str]:

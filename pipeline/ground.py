@@ -5,7 +5,7 @@ Positions are fractional pixels, rows first; (0, 0) is the upper left corner of 
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -102,11 +102,8 @@ class RationalCamera:
     def __init__(self, rpcs: Sequence[tuple[str, str]]) -> None:
         """Parses and checks GDAL's metadata domain `RPC`."""
         values = dict(rpcs)
-        try:
-            self._number = {name: float(values[name].split()[0]) for name in _NUMBERS}
-            self._twenty = {name: np.array([float(text) for text in values[name].split()]) for name in _TWENTY}
-        except (KeyError, ValueError, IndexError) as error:
-            raise ValueError(f"the RPCs lack a usable {error}") from error
+        self._number = {name: _floats(values, name)[0] for name in _NUMBERS}
+        self._twenty = {name: np.array(_floats(values, name)) for name in _TWENTY}
         self.numbers = (*self._number.values(), *(float(value) for part in self._twenty.values() for value in part))
         """All of them in a fixed order."""
         if not np.isfinite(self.numbers).all() or any(len(part) != 20 for part in self._twenty.values()):
@@ -151,6 +148,15 @@ class RationalCamera:
         terms = np.stack([np.ones_like(lon), lon, lat, lon * lat, *squares, *cubes], axis=-1)
         flat = {name: values[_WITHOUT_HEIGHT] for name, values in self._twenty.items()}
         return np.stack([terms @ flat[f"{axis}_NUM_COEFF"] / (terms @ flat[f"{axis}_DEN_COEFF"]) for axis in _AXES])
+
+
+def _floats(values: Mapping[str, str], name: str) -> list[float]:
+    """The numbers of an entry; a single one may have its unit behind it."""
+    words = values.get(name, "").split()
+    try:
+        return [float(word) for word in (words if name in _TWENTY else words[:1] or [""])]
+    except ValueError as error:
+        raise ValueError(f"the RPCs have no usable {name}") from error
 
 
 @functools.lru_cache(maxsize=16)

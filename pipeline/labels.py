@@ -127,7 +127,9 @@ def _offset(path: Path, scene: Scene, raster: Scene) -> tuple[int, int]:
             raise LabelError(f"{path} has {sizes}: without georeference they must agree")
         return 0, 0
     if scene.georef.transform is None or raster.georef.transform is None:
-        raise LabelError(f"only one of {path} and {scene.address.path} is georeferenced: their grids cannot agree")
+        raise LabelError(
+            f"only one of {path} and {scene.address.path} has an affine georeference: their grids cannot agree"
+        )
     if not _same_crs(scene.georef, raster.georef):
         raise LabelError(f"{path} has another CRS than {scene.address.path}: warp it to the scene's grid")
     to_raster = ~Affine(*raster.georef.transform) @ Affine(*scene.georef.transform)
@@ -173,7 +175,9 @@ class PolygonLabels:
 
 def _polygons(path: Path, scene: Scene, classes: Sequence[str], attribute: str | None) -> PolygonLabels:
     if scene.georef.crs is None or (bounds := scene.georef.bounds(scene.height, scene.width)) is None:
-        raise LabelError(f"{scene.address.path} has no georeference: polygons need one, give a class raster instead")
+        raise LabelError(
+            f"{scene.address.path} has no affine georeference: polygons need one, give a class raster instead"
+        )
     crs, shapes, values = _read_vector(path, attribute)
     try:
         to_scene = pyproj.Transformer.from_crs(crs or scene.georef.crs, scene.georef.crs, always_xy=True)

@@ -39,7 +39,7 @@ class BlockRecord:
     counts: dict[int, int]
     """Pixels by class; classes that do not occur are left out."""
     areas: dict[int, float]
-    """Square metres on the ellipsoid by class; empty without an affine georeference."""
+    """Square metres by class, on the ellipsoid or on a slide; empty where a pixel's size is not known."""
     confidence: tuple[int, ...]
     """Valid pixels by confidence, in 16 bins of equal width over 0..1."""
     tiles: int

@@ -25,6 +25,8 @@ ITEM = "item.json"
 
 ASSETS = ("mask.tif", "mask.tif.aux.xml", "confidence.tif", "preview.png", "mask.qml", RUN)
 """Published files that the STAC item lists, where they exist."""
+SIDECAR = "confidence.tif.aux.xml"
+"""Listed too if it is written, for a CRS that GeoTIFF cannot hold; later a GIS may put one there for its own ends."""
 
 
 def open_source(plan: Plan, run: Path) -> Source:
@@ -98,7 +100,7 @@ def _item(plan: Plan, run: Path) -> None:
         width=plan.grid.width,
         classes=plan.spec.classes,
         facts=facts,
-        assets=[name for name in ASSETS if (run / name).exists()],
+        assets=[name for name in (*ASSETS, SIDECAR) if (run / name).exists()],
     )
 
 

@@ -210,7 +210,7 @@ def _stated(file: Any) -> dict[str, str]:
         "crs": str(file.crs),
         "transform": str(file.transform),
         "GCPs": str(file.gcps),
-        "RPCs": str(file.rpcs),
+        "RPCs": str(file.tags(ns="RPC")),
         "nodata": str(file.nodatavals),
         "mask": str(file.mask_flag_enums),
         "scale and offset": str((file.scales, file.offsets)),

@@ -28,9 +28,9 @@ def histogram(values: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 
 def class_sums(labels: NDArray[np.uint8], window: Window, georef: Georef) -> tuple[dict[int, int], dict[int, float]]:
-    """Pixels, and square metres on the ellipsoid, by class of `labels` (H, W), which lie at `window` of the scene.
+    """Pixels and square metres by class of `labels` (H, W), which lie at `window` of the scene.
 
-    Classes that do not occur and nodata are left out; there are no areas where `georef` knows none.
+    Classes that do not occur and nodata are left out; there are no areas where `georef` knows none (`Georef.pixel_area`).
     """
     rows = np.arange(0, window.height, CELL)
     cols = np.arange(0, window.width, CELL)
@@ -74,7 +74,7 @@ def class_totals(records: Iterable[BlockRecord]) -> Counter[int]:
 
 
 def area_totals(records: Iterable[BlockRecord]) -> dict[int, float] | None:
-    """Square metres by class over all blocks; None without an affine georeference."""
+    """Square metres by class over all blocks; None where a pixel's size is not known."""
     areas: defaultdict[int, float] = defaultdict(float)
     for record in records:
         for value, area in record.areas.items():

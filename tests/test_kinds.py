@@ -110,3 +110,9 @@ def test_a_part_of_a_scene_keeps_its_control_points_and_rpcs(tmp_path, bundles):
     assert here["points"] == [(row - 20, col - 30, *ground) for row, col, *ground in there["points"]]
     moved = {"line_off": there["rpcs"]["line_off"] - 20, "samp_off": there["rpcs"]["samp_off"] - 30}
     assert here["rpcs"] == there["rpcs"] | moved
+
+
+def test_a_crs_that_geotiff_cannot_hold_is_listed_and_missed(tmp_path, bundles):
+    folder, _ = segment(KINDS["CRS that GeoTIFF cannot hold"](tmp_path), bundles(1))
+    (folder / "confidence.tif.aux.xml").unlink()
+    assert verify(folder).problems == ("confidence.tif.aux.xml: missing",)

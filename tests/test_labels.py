@@ -71,7 +71,7 @@ def test_polygons_elsewhere_are_refused(tmp_path, scene):
 def test_polygons_need_a_georeferenced_scene(tmp_path):
     path = write_tiff(tmp_path / "plain.tif", noise(1, 40, 60), crs=None, transform=Affine.identity())
     polygons = write_polygons(tmp_path / "l.geojson", [rectangle(0, 0, 9, 9)])
-    with pytest.raises(LabelError, match="no georeference"):
+    with pytest.raises(LabelError, match="no affine georeference"):
         open_labels(polygons, open_scene(SceneAddress(str(path))), CLASSES)
 
 

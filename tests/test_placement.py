@@ -11,10 +11,12 @@ from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 from rasterio.transform import GCPTransformer, RPCTransformer
 
+from pipeline.errors import UnreadableError
 from pipeline.georef import Georef
 from pipeline.grid import Window
 from pipeline.ground import ControlPoint
 from pipeline.placement import creation, describe, differences, physical_size, read_georef
+from pipeline.scene import SceneAddress, open_scene
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
@@ -159,6 +161,14 @@ def test_what_is_no_map_is_refused():
         ControlPoint(0, 0, math.nan, 0)
     with pytest.raises(ValueError, match="not positive"):
         Georef(None, None, pixel_size=(0.0, 1.0))
+
+
+def test_rpcs_of_which_a_part_is_missing_are_named(tmp_path):
+    path = write_tiff(tmp_path / "a.tif", noise(1, 80, 100), crs=None, transform=None)
+    entries = "".join(f'<MDI key="{key}">{value}</MDI>' for key, value in RPCS if key != "LAT_OFF")
+    path.with_name("a.tif.aux.xml").write_text(f'<PAMDataset><Metadata domain="RPC">{entries}</Metadata></PAMDataset>')
+    with pytest.raises(UnreadableError, match=r"a\.tif: the RPCs have no usable LAT_OFF"):
+        open_scene(SceneAddress(str(path)))
 
 
 def test_rpcs_that_lead_nowhere_are_carried_and_tell_nothing(tmp_path):

@@ -3,6 +3,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import rasterio
 from drawn_bundle import drawn_spec
 from drawn_scenes import noise, write_tiff
 from rasterio.control import GroundControlPoint
@@ -134,6 +135,19 @@ def test_a_scene_without_a_place_is_allowed_and_said(tmp_path):
         "resolution unknown",
         "the scene is not georeferenced",
     ]
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_the_pixels_of_a_slide_are_held_against_the_bundles_range(tmp_path):
+    path = write_tiff(tmp_path / "slide.tif", noise(3, 64, 64), crs=None, transform=None)
+    with rasterio.open(path, "r+") as file:
+        file.update_tags(TIFFTAG_IMAGEDESCRIPTION="Aperio Image|AppMag = 20|MPP = 0.4990|Left = 2")
+    fits, coarse = (drawn_spec(halo=32, tiles=(128,), resolution=(low, 1e-6)) for low in (2e-7, 6e-7))
+    assert plan_of(path, tmp_path, fits).notes == (
+        "the scene is not georeferenced: areas follow from its pixels of 0.499 x 0.499 um",
+    )
+    with pytest.raises(PlanError, match=r"pixels of 0\.499 um, bundle 'drawn' is for 0\.6-1 um"):
+        plan_of(path, tmp_path, coarse)
 
 
 def test_bands_are_matched_by_name(tmp_path):

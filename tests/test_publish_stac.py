@@ -95,7 +95,7 @@ def test_a_scene_without_georeference_has_neither_geometry_nor_box(tmp_path):
 
 def test_every_asset_has_size_and_multihash_of_its_bytes(tmp_path):
     assets = item(tmp_path, UTM)["assets"]
-    assert list(assets) == ["mask", "names", "confidence", "preview", "style", "run"]
+    assert list(assets) == ["mask", "names", "confidence", "place", "preview", "style", "run"]
     for asset in assets.values():
         content = (tmp_path / asset["href"]).read_bytes()
         assert asset["file:checksum"] == "1220" + hashlib.sha256(content).hexdigest()

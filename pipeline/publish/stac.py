@@ -47,6 +47,7 @@ ASSETS: Mapping[str, Asset] = {
     "mask.tif": Asset("mask", "Class of each pixel", _COG, "data", plane="labels"),
     "mask.tif.aux.xml": Asset("names", "Class names as GDAL reads them", "application/xml", "metadata"),
     "confidence.tif": Asset("confidence", "Probability of each pixel's class", _COG, "data", plane="confidence"),
+    "confidence.tif.aux.xml": Asset("place", "CRS that GeoTIFF cannot hold", "application/xml", "metadata"),
     "preview.png": Asset("preview", "Scene, mask and legend", "image/png", "overview"),
     "mask.qml": Asset("style", "QGIS style of the mask", "application/xml", "metadata"),
     "run.json": Asset("run", "Provenance, coverage and figures of the run", "application/json", "metadata"),
