@@ -30,7 +30,7 @@ def histogram(values: NDArray[np.uint8]) -> NDArray[np.int64]:
 def class_sums(labels: NDArray[np.uint8], window: Window, georef: Georef) -> tuple[dict[int, int], dict[int, float]]:
     """Pixels and square metres by class of `labels` (H, W), which lie at `window` of the scene.
 
-    Classes that do not occur and nodata are left out; there are no areas where `georef` knows none (`Georef.pixel_area`).
+    Classes that do not occur and nodata are left out; there are no areas where `Georef.pixel_area` has none.
     """
     rows = np.arange(0, window.height, CELL)
     cols = np.arange(0, window.width, CELL)
