@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from stat import S_ISREG
 from typing import Any
 
@@ -89,7 +90,7 @@ class File:
                 return None
         if info.get("type", "file") != "file":
             raise UnreadableError(f"{self.path} is a {info['type']} and no file: name the raster itself")
-        version = next((str(info[key]) for key in _VERSIONS if info.get(key) is not None), "")
+        version = next((_stamp(info[key]) for key in _VERSIONS if info.get(key) is not None), "")
         return Facts(int(info.get("size") or 0), version)
 
     def read(self, start: int, length: int) -> bytes:
@@ -189,6 +190,11 @@ class _Ranges(io.RawIOBase):
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)
+
+
+def _stamp(version: Any) -> str:
+    """One text for a time, however a store tells it: a listing and a single answer may differ."""
+    return str(version.timestamp() if isinstance(version, datetime) else version)
 
 
 def _local_facts(path: str) -> Facts:

@@ -48,6 +48,8 @@ def _parts(policy: SourcePolicy, path: str, infos: Mapping[str, Mapping[str, Any
     yield from _file_parts(file, suffix_of(file.path), listed)
     if policy.trust != "untrusted":
         for neighbour, facts in sidecars(file, infos):
+            if neighbour.path.lower().endswith(".ovr"):  # smaller views of the same pixels
+                continue
             yield from _file_parts(neighbour, neighbour.path.removeprefix(os.path.splitext(file.path)[0]), None, facts)  # noqa: PTH122 - the path is a string
     if file.local and suffix_of(path) == ".vrt":
         yield from _vrt_parts(Path(file.path), {file.path})

@@ -19,7 +19,7 @@ from urllib.parse import unquote
 from pipeline.errors import RefusedError, UnreadableError
 from pipeline.files import Facts, File, is_address, local_path, locate
 from pipeline.formats import FORMATS, HEAD_BYTES, VRT, Format, sniff, suffix_of
-from pipeline.sidecars import sidecars
+from pipeline.sidecars import is_raster, sidecars
 from pipeline.vrt import plain_sources
 
 NAME_LIMIT = 4096
@@ -112,9 +112,16 @@ class SourcePolicy:
         if self.trust == "untrusted":
             return Admitted(name, file, facts, driver, (), tuple(f.path for f, _ in beside))
         for neighbour, _ in beside:
-            if file.local:
-                self._check_below_roots(neighbour.path, neighbour.path)
+            self._check_sidecar(neighbour)
         return Admitted(name, file, facts, driver, tuple(beside))
+
+    def _check_sidecar(self, file: File) -> None:
+        if file.local:
+            self._check_below_roots(file.path, file.path)
+        if self.trust == "archive" and is_raster(file):
+            known = sniff(file.read(0, HEAD_BYTES))
+            if known is None or known.driver != "GTiff":
+                raise RefusedError(f"{file.path} is no TIFF as a mask or overview should be: remove it")
 
     def _recognise(self, name: str, file: File) -> tuple[Facts, Format | None]:
         facts = file.facts()

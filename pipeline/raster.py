@@ -32,6 +32,10 @@ from pipeline.tiff import Blocks, check_tiff
 Result = TypeVar("Result")
 _PIXELS_PER_BYTE = {"PNG": 8 * 1032, "JPEG": 512}
 """Most pixels that a byte of a file can hold: deflate's best at one bit a pixel; a bit for 8 x 8 pixels."""
+_ENDS = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}
+"""What the last bytes of a whole file hold: GDAL answers a cut PNG, read at once, with whatever its memory held."""
+_STRICT = {"GDAL_ERROR_ON_LIBJPEG_WARNING": True}
+"""Without it, a damaged JPEG reads as zeros."""
 _NO_NETWORK = {"CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".none"}
 
 
@@ -65,6 +69,8 @@ class Raster:
             self._handle().run(functools.partial(self._describe, choice=choice))
 
     def _describe(self, file: Any, choice: Choice) -> None:
+        if self._policy.trust != "named" and "OVERVIEW_FILE" in file.tags(ns="OVERVIEWS"):
+            raise RefusedError(f"{self.path} takes its overviews from another file: name it by itself if you trust it")
         self.height, self.width = file.height, file.width
         self.driver: str = file.driver
         _check_size(self.path, policy=self._policy, height=self.height, width=self.width)
@@ -74,7 +80,7 @@ class Raster:
             self.block_bytes *= self.height
         _check_block(self.path, self._policy, self.block_bytes)
         if self.admitted.facts is not None:
-            _check_plausible(self.admitted, self.driver, file)
+            _check_plausible(self.admitted, file)
         table = header.colour_table(file)
         self.colours = table is not None
         self._palette = _Palette(file, table, choice, self.path) if choice.palette else None
@@ -113,7 +119,8 @@ class Raster:
         Raises:
             UnreadableError: the file is truncated or corrupt there.
         """
-        with mapped(self.path, at):
+        strict = rasterio.Env(**_STRICT) if "jpeg" in self.compression else contextlib.nullcontext()
+        with mapped(self.path, at), strict:
             stack, outside = self._handle().run(
                 functools.partial(self._read, at=at, shape=shape or (at.height, at.width))
             )
@@ -131,7 +138,7 @@ class Raster:
 
     def changed_by_sidecars(self) -> list[dict[str, Any]]:
         """Each sidecar with what it changed, found by opening the file without them."""
-        files = [file.path for file, _ in self.admitted.sidecars]
+        files = [file for file, _ in self.admitted.sidecars]
         if not files:
             return []
         with mapped(self.path):
@@ -290,14 +297,17 @@ def _check_block(path: str, policy: SourcePolicy, size: int) -> None:
         )
 
 
-def _check_plausible(admitted: Admitted, driver: str, file: Any) -> None:
-    """Whether a PNG or JPEG can hold what it claims: a stream that was cut off fails only after long work."""
-    size = admitted.facts.size if admitted.facts is not None else 0
-    pixels = file.height * file.width
-    if driver in _PIXELS_PER_BYTE and pixels > _PIXELS_PER_BYTE[driver] * size:
+def _check_plausible(admitted: Admitted, opened: Any) -> None:
+    """Whether a PNG or JPEG can hold what it claims, and has its end: one that was cut fails only after long work."""
+    size = 0 if admitted.facts is None else admitted.facts.size
+    if admitted.file is None or opened.driver not in _ENDS:
+        return
+    if opened.height * opened.width > _PIXELS_PER_BYTE[opened.driver] * size:
         raise UnreadableError(
-            f"{admitted.name} is truncated or corrupt: {file.height} x {file.width} pixels do not fit its {size} bytes"
+            f"{admitted.name} is truncated or corrupt: {opened.height} x {opened.width} pixels do not fit {size} bytes"
         )
+    if _ENDS[opened.driver] not in admitted.file.read(max(0, size - (1 << 16)), 1 << 16):
+        raise UnreadableError(f"{admitted.name} is truncated or corrupt: its end is missing; fetch it again")
 
 
 def _interlaced(admitted: Admitted) -> bool:

@@ -4,24 +4,31 @@ GDAL looks for them by name, in lower case and in upper case. They belong to the
 roots that a policy allows, and to what `run.json` reports.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from pipeline.errors import UnreadableError
 from pipeline.files import Facts, File
 from pipeline.georef import Affine6
 
-_APPENDED = (".aux.xml", ".msk")
+_APPENDED = (".aux.xml", ".msk", ".ovr")
 """To the raster's whole name."""
 _BESIDE = (".tab", ".rpb", ".imd", ".pvl", ".rpc", "_rpc.txt", "_metadata.txt", "_mtl.txt")
 """In place of its suffix, on local disks."""
-_CHANGES = {
-    ".aux.xml": ("crs", "transform", "GCPs", "RPCs", "nodata", "mask", "scale and offset", "names", "colours"),
-    ".msk": ("mask",),
-    ".tab": ("crs", "transform", "GCPs"),
+_SAID = {
+    "crs": b"<SRS",
+    "transform": b"<GeoTransform",
+    "GCPs": b"<GCPList",
+    "RPCs": b"RPC",
+    "nodata": b"<NoDataValue",
+    "mask": b"<NoDataValue",
+    "scale and offset": b"<Scale",
+    "names": b"<Description",
+    "colours": b"<Color",
 }
-"""What a kind of sidecar can change; others place the raster."""
-_PLACE = ("transform", "RPCs")
+"""What a `.aux.xml` can change, and the element that does it."""
+_CAN = {".msk": ("mask",), ".ovr": (), ".tab": ("crs", "transform", "GCPs")}
+"""What other kinds can change; the rest places the raster."""
 
 
 def sidecars(file: File, infos: Mapping[str, Mapping[str, Any]] | None = None) -> list[tuple[File, Facts]]:
@@ -52,7 +59,12 @@ def _names(path: str, *, local: bool) -> list[str]:
         return [path + suffix for suffix in _APPENDED] + [start + suffix for suffix in world]
     beside = [start + suffix for suffix in (*world, *_BESIDE)]
     capital = [start + suffix.upper() for suffix in (*world, *_BESIDE)]
-    return list(dict.fromkeys([*(path + suffix for suffix in (*_APPENDED, ".MSK")), *beside, *capital]))
+    return list(dict.fromkeys([*(path + suffix for suffix in (*_APPENDED, ".MSK", ".OVR")), *beside, *capital]))
+
+
+def is_raster(file: File) -> bool:
+    """Whether GDAL opens a sidecar as a raster, by any driver."""
+    return file.path.lower().endswith((".msk", ".ovr"))
 
 
 def world_transform(file: File) -> Affine6 | None:
@@ -70,11 +82,18 @@ def world_transform(file: File) -> Affine6 | None:
     return (a, b, x - (a + b) / 2, d, e, y - (d + e) / 2)
 
 
-def attributed(files: list[str], changed: list[str]) -> list[dict[str, Any]]:
-    """Each sidecar with those of the changes that it can have made."""
-    facts = []
+def attributed(files: list[File], changed: list[str]) -> list[dict[str, Any]]:
+    """Each sidecar with its share of the changes: a change belongs to the first that can have made it."""
+    facts, left = [], list(changed)
     for file in files:
-        kind = next((suffix for suffix in _CHANGES if file.lower().endswith(suffix)), "")
-        can = _CHANGES.get(kind, _PLACE)
-        facts.append({"file": file.rpartition("/")[2], "changes": [change for change in changed if change in can]})
+        own = [change for change in left if change in _can_change(file)]
+        left = [change for change in left if change not in own]
+        facts.append({"file": file.path.rpartition("/")[2], "changes": own})
     return facts
+
+
+def _can_change(file: File) -> Collection[str]:
+    if file.path.endswith(".aux.xml"):
+        text = file.read(0, 1 << 20)
+        return [change for change, element in _SAID.items() if element in text]
+    return _CAN.get(file.path[-4:].lower(), ("transform", "RPCs"))

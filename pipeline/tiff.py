@@ -68,11 +68,11 @@ def check_tiff(file: File, size: int) -> Blocks | None:
             fields[_TILE_OFFSETS if tiled else _STRIP_OFFSETS],
             fields[_TILE_BYTES if tiled else _STRIP_BYTES],
         )
-        if min(width, height, rows, cols) <= 0 or offsets.count != lengths.count:
-            return None
+        plain = _one(file, order, fields, _COMPRESSION, _UNCOMPRESSED) == _UNCOMPRESSED
     except (KeyError, struct.error, ValueError):
         return None
-    plain = _one(file, order, fields, _COMPRESSION, _UNCOMPRESSED) == _UNCOMPRESSED
+    if min(width, height, rows, cols) <= 0 or offsets.count != lengths.count:
+        return None
     # A last strip may be cut short with the image.
     needed = block_bytes if plain and (tiled or offsets.count == 1) else 0
     sparse = _check(file, size, order, offsets, lengths, needed=needed)

@@ -28,8 +28,8 @@ RPCS = (
 """A camera of 80 x 100 pixels, as GDAL's metadata domain `RPC` tells it."""
 
 
-def write_tiff(path, pixels, *, mask=None, descriptions=(), crs="EPSG:32633", transform=UTM, **profile):
-    """`pixels` (C, H, W) as a GeoTIFF; `mask` (H, W) becomes an internal mask."""
+def write_tiff(path, pixels, *, mask=None, descriptions=(), crs="EPSG:32633", transform=UTM, driver="GTiff", **profile):
+    """`pixels` (C, H, W) as a GeoTIFF, or a file of another driver; `mask` (H, W) becomes an internal mask."""
     count, height, width = pixels.shape
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
@@ -37,7 +37,7 @@ def write_tiff(path, pixels, *, mask=None, descriptions=(), crs="EPSG:32633", tr
         place = {"crs": crs, "transform": transform}
         with (
             rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
-            rasterio.open(path, "w", driver="GTiff", **shape, **place, **profile) as file,
+            rasterio.open(path, "w", driver=driver, **shape, **place, **profile) as file,
         ):
             file.write(pixels)
             if mask is not None:

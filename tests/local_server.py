@@ -1,0 +1,44 @@
+"""A web server on the loopback interface that counts what it is asked for."""
+
+import contextlib
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        self.server.asked.append(self.path)
+        path = self.server.folder / self.path.lstrip("/").split("?")[0]
+        if not path.is_file():
+            return self.send_error(404)
+        data, part = path.read_bytes(), re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        start, stop = (int(part[1]), int(part[2] or len(data) - 1) + 1) if part else (0, len(data))
+        body = data[start:stop]
+        self.send_response(206 if part else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("ETag", f'"{hash(data)}"')
+        if part:
+            self.send_header("Content-Range", f"bytes {start}-{start + len(body) - 1}/{len(data)}")
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+        return None
+
+    do_HEAD = do_GET  # noqa: N815 - the name that http.server calls
+
+
+@contextlib.contextmanager
+def serve(folder):
+    """(address, paths asked for so far) of a server of `folder` with ranges and ETags."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
+        server.folder, server.asked = folder, []
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", server.asked
+        finally:
+            server.shutdown()
