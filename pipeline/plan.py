@@ -23,6 +23,8 @@ from pipeline.errors import PlanError
 from pipeline.fit import check_fit, place_notes, radiometry_for
 from pipeline.georef import Georef
 from pipeline.grid import TileGrid, Window
+from pipeline.publish.classes import legend_of
+from pipeline.publish.levels import walk_bytes
 from pipeline.scene import Radiometry, Scene, SceneAddress
 from pipeline.staging import stage_windows
 
@@ -274,6 +276,7 @@ def _costs(
     owned = min(block, grid.height) * min(block, grid.width) * planes
     batch = engine.batch * engine.tile**2 * (pixel_bytes + planes)
     segmenting = 4 * source + 4 * owned + 3 * batch
+    published = [np.dtype(legend_of(spec.classes).dtype).itemsize if plane == "labels" else 1 for plane in spec.planes]
     staging = 3 * max(window.pixels for window in stage_windows(scene)) * pixel_bytes if stage else 0
     return Costs(
         tiles=grid.tiles(block),
@@ -282,10 +285,14 @@ def _costs(
         tasks=-(-len(blocks) // task_blocks),
         staged_bytes=decoded if stage else 0,
         read_bytes=sum(grid.source(window).pixels for window in blocks) * pixel_bytes,
-        written_bytes=grid.scene.pixels * planes * 3,
+        # The store; of each file its levels, compressed tile by tile, and then put together.
+        written_bytes=grid.scene.pixels * sum(1 + 8 * size // 3 + 1 for size in published),
         free_bytes=shutil.disk_usage(_existing(out)).free,
         # GDAL keeps the block it decodes, however large, and its compressed or wider form beside it.
-        peak_bytes=engine.peak_bytes + max(segmenting, staging) + max(GDAL_CACHE, 2 * scene.block_bytes) + SLACK,
+        peak_bytes=engine.peak_bytes
+        + max(segmenting, staging, walk_bytes(grid.height, grid.width, grid.core))
+        + max(GDAL_CACHE, 2 * scene.block_bytes)
+        + SLACK,
         engine_bytes=engine.peak_bytes,
         seconds=grid.tiles(block) * engine.seconds_per_tile,
     )

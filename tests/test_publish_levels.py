@@ -1,8 +1,10 @@
+import tracemalloc
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.publish.levels import STRIP, level_shapes, walk
+from pipeline.publish.levels import LARGEST_TILE, STRIP, level_shapes, walk, walk_bytes
 from pipeline.publish.pyramid import mean_of_four, mode_of_four
 
 TILE = 4
@@ -62,3 +64,20 @@ def test_every_pixel_is_read_once_and_every_tile_made_once_across_strips():
 def test_levels_end_with_the_first_that_fits_a_tile():
     assert level_shapes(1, 9, 4) == [(1, 9), (1, 5), (1, 3)]
     assert level_shapes(4, 4, 4) == [(4, 4)]
+
+
+def test_walking_takes_no_more_memory_than_it_says():
+    height, width, chunk = 3000, 20000, 1024
+    shapes = level_shapes(height, width, LARGEST_TILE)
+    tracemalloc.start()
+    walk(
+        lambda window: np.full((window.height, window.width), window.row % 3, np.uint8),
+        shapes,
+        chunk=chunk,
+        tile=LARGEST_TILE,
+        halve=mode_of_four,
+        put=lambda *_: None,
+    )
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 0.3 * walk_bytes(height, width, chunk) < peak < walk_bytes(height, width, chunk)

@@ -18,7 +18,7 @@ from pipeline.georef import Georef
 from pipeline.placement import creation, describe, keep_crs
 from pipeline.publish.classes import Legend, legend_of, number, rgb
 from pipeline.publish.files import SIDECAR, replacing
-from pipeline.publish.levels import Put, level_shapes, walk
+from pipeline.publish.levels import LARGEST_TILE, Put, level_shapes, walk
 from pipeline.publish.pyramid import Halve, Plane, mean_of_four, mode_of_four
 from pipeline.publish.spool import Spool
 from pipeline.publish.tiff import Level, Tag, read_tags, write_tiff
@@ -28,7 +28,7 @@ from pipeline.store import read_plane
 CONFIDENCE_STEPS = 254
 """A stored confidence of 254 is a probability of 1, so that 255 stays nodata."""
 
-_BLOCK, _OTHER_BLOCK = 512, 384
+_BLOCK, _OTHER_BLOCK = LARGEST_TILE, 384
 """Edges that the blocks of a COG may have, in pixels."""
 _EFFORT = 1
 """Level of ISA-L's DEFLATE. Against zlib's level 6, a building mask takes 1.5 to 1.8 times the bytes and a 16th of the
@@ -72,7 +72,7 @@ def write_cog(
     planes as they are, with their scale and nodata 255. The same store gives the same bytes on the same kind of
     processor. The store is read once; tiles of all levels are compressed as they come, kept in unnamed files, and put
     together at the end.
-    Memory: about 100 bytes for each column of a strip (see `levels`). Disk: the result twice, until it is finished.
+    Memory: `levels.walk_bytes`. Disk: the result twice, until it is finished.
 
     Raises:
         OutputError: `out` cannot be written.

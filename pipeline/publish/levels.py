@@ -18,6 +18,8 @@ from pipeline.publish.pyramid import Halve, Plane, constant
 
 STRIP = 32
 """Tiles across a strip: a power of two, so that strips end where tiles of the levels below do."""
+LARGEST_TILE = 512
+"""Edge of a tile, in pixels, up to which `walk_bytes` holds."""
 _ROWS = 1024
 """About as many rows are read at once, and at least one row of chunks."""
 
@@ -33,6 +35,11 @@ def level_shapes(height: int, width: int, tile: int) -> list[Shape]:
         height, width = shapes[-1]
         shapes.append((-(-height // 2), -(-width // 2)))
     return shapes
+
+
+def walk_bytes(height: int, width: int, chunk: int) -> int:
+    """Bytes that walking a plane takes at most: a strip's tiles, the rows that are read, and what is gathered."""
+    return 4 * min(width, STRIP * LARGEST_TILE) * max(chunk, _ROWS) + height * width // STRIP**2 // 4
 
 
 def walk(
