@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,10 @@ class Plan:
             "block": self.block,
             "planes": self.spec.planes,
         }
+        # Only what earlier versions did not carry over: their results for other scenes stay as they are.
+        place = [[astuple(point) for point in self.georef.gcps], self.georef.rpcs, self.georef.pixel_size]
+        if any(place):
+            content["place"] = place
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property

@@ -111,6 +111,7 @@ def test_control_points_are_carried_over_and_the_plan_says_what_areas_rest_on(tm
     path = write_tiff(tmp_path / "scene.tif", noise(3, 64, 64), crs="EPSG:4326", transform=None, gcps=corners)
     plan = plan_of(path, tmp_path)
     assert len(plan.georef.gcps) == 4
+    assert plan.key != replace(plan, georef=replace(plan.georef, gcps=plan.georef.gcps[1:])).key
     assert "by a polynomial through its 4 control points" in plan.notes[-1]
     assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
 

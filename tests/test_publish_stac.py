@@ -2,8 +2,10 @@ import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pystac
 import pytest
+import shapely
 from drawn_scenes import RPCS
 from jsonschema import Draft7Validator
 from pystac.validation.local_validator import get_local_schema_cache
@@ -163,3 +165,23 @@ def test_the_whole_world_stays_one_polygon():
     ring = [(-180, -90), (-60, -90), (60, -90), (180, -90), (180, 90), (60, 90), (-60, 90), (-180, 90), (-180, -90)]
     geometry, bbox = geojson(ring)
     assert (geometry["type"], bbox) == ("Polygon", [-180, -90, 180, 90])
+
+
+@pytest.mark.parametrize("west", [-180.25, -0.125, 0.0])
+def test_a_world_whose_rim_lies_elsewhere_is_whole_too(west):
+    lon = np.linspace(west, west + 360, 9)
+    ring = [*((x, -60) for x in lon), *((x, 60) for x in lon[::-1]), (west, -60)]
+    geometry, bbox = geojson(ring)
+    assert bbox == [-180, -60, 180, 60]
+    shape = shapely.geometry.shape(geometry)
+    assert shape.area == pytest.approx(360 * 120)
+    assert shape.exterior.is_ccw
+
+
+def test_a_ring_that_crosses_itself_counts_with_its_hull():
+    geometry, bbox = geojson([(0, 0), (2, 2), (2, 0), (0, 2), (0, 0)])
+    assert (geometry["type"], bbox) == ("Polygon", [0, 0, 2, 2])
+
+
+def test_what_lies_beyond_the_poles_has_no_footprint():
+    assert geojson([(0, 95), (9, 95), (9, 99), (0, 99), (0, 95)]) is None

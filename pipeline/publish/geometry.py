@@ -6,6 +6,7 @@ import numpy as np
 import shapely
 from shapely.affinity import translate
 from shapely.geometry import MultiPolygon, Polygon, box, mapping
+from shapely.geometry.polygon import orient
 
 _DIGITS = 7
 """Decimals of a degree: about a centimetre."""
@@ -13,18 +14,23 @@ _DIGITS = 7
 Point = tuple[float, float]
 
 
-def geojson(ring: Sequence[Point]) -> tuple[dict[str, object], list[float]]:
+def geojson(ring: Sequence[Point]) -> tuple[dict[str, object], list[float]] | None:
     """Geometry and `[west, south, east, north]` of a closed ring of `(longitude, latitude)`.
 
     Neighbours in the ring lie less than 180 degrees apart. Across the antimeridian west is greater than east
-    (RFC 7946, section 5.2); around a pole the geometry is the band from the ring's farthest latitude to the pole.
+    (RFC 7946, section 5.2); around a pole the geometry is the band from the ring's farthest latitude to the pole. A
+    ring that crosses itself counts with its hull; None of one that lies beyond the poles.
     """
-    parts = [part.simplify(10**-_DIGITS) for part in _parts(_outline(ring))]
-    shape = MultiPolygon(parts) if len(parts) > 1 else parts[0]
-    # The westernmost part of a cut footprint is the one that ends at +180.
-    west = max(part.bounds[0] for part in parts)
-    east = min(part.bounds[2] for part in parts)
+    outline = _outline(ring)
+    parts = [part.simplify(10**-_DIGITS) for part in _parts(outline)]
+    if not parts:
+        return None
+    shape = _oriented(shapely.union_all(parts))
     _, south, _, north = shape.bounds
+    # The westernmost part of a cut footprint is the one that ends at +180.
+    west, east = max(part.bounds[0] for part in parts), min(part.bounds[2] for part in parts)
+    if outline.bounds[2] - outline.bounds[0] >= 360 - 10**-_DIGITS:
+        west, east = -180.0, 180.0
     rounded = shapely.transform(shape, lambda points: np.round(points, _DIGITS))
     return mapping(rounded), [round(value, _DIGITS) for value in (west, south, east, north)]
 
@@ -36,7 +42,8 @@ def _outline(ring: Sequence[Point]) -> Polygon:
         pole = 90.0 if lat.mean() > 0 else -90.0
         far = float(lat.min() if pole > 0 else lat.max())
         return box(-180, min(far, pole), 180, max(far, pole))
-    return Polygon(np.column_stack([lon, lat]))
+    polygon = Polygon(np.column_stack([lon, lat]))
+    return polygon if polygon.is_valid else polygon.convex_hull
 
 
 def _parts(outline: Polygon) -> list[Polygon]:
@@ -45,8 +52,14 @@ def _parts(outline: Polygon) -> list[Polygon]:
     for turn in (-360, 0, 360):
         inside = outline.intersection(box(turn - 180, -90, turn + 180, 90))
         polygons = [part for part in getattr(inside, "geoms", [inside]) if isinstance(part, Polygon) and part.area > 0]
-        parts += [shapely.geometry.polygon.orient(translate(part, xoff=-turn)) for part in polygons]
+        parts += [translate(part, xoff=-turn) for part in polygons]
     return parts
+
+
+def _oriented(shape: Polygon | MultiPolygon) -> Polygon | MultiPolygon:
+    """With its outer rings counter-clockwise."""
+    parts = [orient(part) for part in getattr(shape, "geoms", [shape])]
+    return MultiPolygon(parts) if len(parts) > 1 else parts[0]
 
 
 def union(boxes: Sequence[Sequence[float]]) -> list[float] | None:

@@ -75,7 +75,7 @@ def write_item(
         OutputError: an asset is missing, or the item cannot be written.
     """
     ring, resolution = georef.footprint(height, width), georef.resolution(height, width)
-    geometry, bbox = geojson(ring) if ring else (None, None)
+    geometry, bbox = (geojson(ring) if ring else None) or (None, None)
     item: Json = {
         "type": "Feature",
         "stac_version": "1.1.0",
