@@ -1,7 +1,7 @@
 """The `widefield` command. No Prefect server is needed here, and Prefect is not imported.
 
 Exit status: 0 all is well; 1 some scene failed or a result is damaged; 2 nothing was started: an argument, the bundle
-or the output folder; 130 interrupted.
+or the output folder; 130 or 143 interrupted by Ctrl-C or SIGTERM.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -107,12 +107,14 @@ def plan(
 def _night(archive: str, pattern: "SegmentRequest", match: str | None, backfill: bool) -> "ArchiveRequest":
     from pipeline.nightly import ArchiveRequest
 
-    return ArchiveRequest(archive, pattern, match=match, backfill=backfill)
+    trust: Literal["archive", "untrusted"] = "untrusted" if pattern.scene.policy.trust == "untrusted" else "archive"
+    return ArchiveRequest(archive, pattern, match=match, trust=trust, backfill=backfill)
 
 
 def _plan_archive(night: "ArchiveRequest", show: "Callable[[SegmentRequest], None]", *, as_json: bool) -> None:
     from flows.scenes import SceneLines
-    from pipeline.nightly import SceneResult, line, survey
+    from pipeline.nightly import SceneResult, survey
+    from pipeline.together import line
 
     lines = SceneLines(night.pattern.out, as_json=as_json)
     waiting, settled = survey(night)
@@ -161,13 +163,14 @@ def segment(
     from pipeline.archive import is_archive
     from pipeline.executors import make_executor
     from pipeline.housekeeping import make_folder
+    from pipeline.stop import draining
 
     many = is_archive(scene)
     path, name = ("", "") if many else (named(scene), Path(scene).stem)
     request = options.request(path, name, bundle, folder, keep_staged=keep_staged)
     open_bundle(bundle)
     make_folder(folder)
-    with make_executor(options.workers, scheduler, folder) as executor:
+    with make_executor(options.workers, scheduler, folder) as executor, draining():
         if many:
             night = replace(_night(scene, request, match, backfill), check=check)
             _segment_archive(night, executor, as_json=as_json)
@@ -179,10 +182,12 @@ def segment(
 @contextlib.contextmanager
 def _told(scene: str, *, as_json: bool) -> "Iterator[None]":
     """Lets errors through, as a line of JSON too if that is wanted and it is the scene's own."""
+    from pipeline.stop import Stopped
+
     try:
         yield
     except Exception as error:
-        if as_json and not isinstance(error, UsageError):
+        if as_json and not isinstance(error, UsageError | Stopped):
             print(json.dumps({"scene": {"path": scene}, "error": _line(error)}))
         raise
 
@@ -382,8 +387,8 @@ def main() -> None:
         code = _misuse(error)
     except Exception as error:  # noqa: BLE001 - the last line of defence: one line, never a traceback
         complain(_line(error))
-        code = error.exit_code if isinstance(error, WidefieldError) else 1
-    if code == INTERRUPTED:
+        sys.exit(error.exit_code if isinstance(error, WidefieldError) else 1)
+    if code == INTERRUPTED:  # outside of what drains
         complain("interrupted: what is recorded stays; the same command goes on from there")
     sys.exit(code)
 

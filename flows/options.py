@@ -78,6 +78,10 @@ class RunOptions:
     any_resolution: Annotated[
         bool, typer.Option("--any-resolution", help="Do not insist on the bundle's range of pixel sizes.")
     ] = False
+    untrusted: Annotated[
+        bool, typer.Option("--untrusted", help="Open plain rasters only: no VRT, no sidecars; says what it ignores.")
+    ] = False
+    max_pixels: Annotated[int, typer.Option(min=1, help="Refuse scenes of more pixels.")] = 10**12
 
     def request(self, path: str, name: str, bundle: Path, out: Path, **more: Any) -> "SegmentRequest":
         """The request to segment one scene into `out / name`.
@@ -86,6 +90,7 @@ class RunOptions:
             UsageError: the bands or the window are not numbers as they should be.
         """
         from pipeline.plan import PlanOptions
+        from pipeline.policy import SourcePolicy
         from pipeline.scene import SceneAddress
         from pipeline.segment import SegmentRequest
 
@@ -96,8 +101,9 @@ class RunOptions:
             any_resolution=self.any_resolution,
             workers=self.workers,
         )
+        policy = SourcePolicy("untrusted" if self.untrusted else "named", max_pixels=self.max_pixels)
         return SegmentRequest(
-            scene=SceneAddress(str(path), bands, self.nodata, self._part()),
+            scene=SceneAddress(path, bands, self.nodata, self._part(), policy=policy),
             bundle=bundle,
             out=out,
             name=name,

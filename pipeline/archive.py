@@ -13,8 +13,12 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from pipeline.errors import SceneError, UsageError
+from pipeline.files import is_address, local_path
 from pipeline.outputs import MASK
+from pipeline.policy import SourcePolicy
 from pipeline.scene import SceneAddress, fingerprint
+from pipeline.scenefile import SUFFIX as SCENE_FILE
+from pipeline.scenefile import is_scene_file, read_bands
 from pipeline.walk import Infos, Problem, local_files, reason, remote_files
 
 SUFFIXES = (".tif", ".tiff", ".jp2", ".png", ".jpg", ".jpeg", ".vrt", ".svs")
@@ -37,6 +41,8 @@ class Entry:
     """Relative folder and stem of its result: its place below the archive, without its suffix."""
     address: SceneAddress
     fingerprint: str
+    size: int | None = None
+    """Bytes of its file, where the listing says."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class Found:
 
 def is_archive(path: str) -> bool:
     """Whether `path` means many scenes: a folder, or an address that does not end as a raster does."""
-    return Path(path).is_dir() or ("://" in path and not path.lower().endswith(SUFFIXES))
+    return Path(local_path(path)).is_dir() or (is_address(path) and not path.lower().endswith((*SUFFIXES, SCENE_FILE)))
 
 
 def list_archive(
@@ -79,44 +85,72 @@ def list_archive(
     Raises:
         UsageError: there is no such archive, or it cannot be listed at all.
     """
-    del trust
-    found, _infos, problems = _found(archive, match, out, pattern or SceneAddress(""))
-    good, bad = judged(found)
+    pattern = pattern or SceneAddress("")
+    place = _Place.of(archive, out)
+    policy = replace(pattern.policy, trust=trust, roots=(place.root,))
+    found, bad = _found(place, match, replace(pattern, policy=policy))
+    good, misnamed = judged(found)
+    bad += [*place.problems, *misnamed]
     scenes: list[Entry] = []
     for each in good:
         try:
-            scenes.append(Entry(each.name, each.address, fingerprint(each.address)))
+            size = place.infos.get(each.address.path, {}).get("size")
+            scenes.append(Entry(each.name, each.address, fingerprint(each.address, place.infos), size))
         except (SceneError, OSError) as error:
             bad.append((each.name, reason(error)))
-    return Listing(tuple(scenes), tuple(sorted([*problems, *bad])))
+    return Listing(tuple(scenes), tuple(sorted(bad)))
 
 
-def _found(
-    archive: str, match: str | None, out: Path | None, pattern: SceneAddress
-) -> tuple[list[Found], Infos, list[Problem]]:
-    place = Path(archive).absolute()
-    if "://" in archive:
-        root = archive.rstrip("/")
-        infos, problems = remote_files(root)
-    elif place.is_file():
-        return [Found(place.stem, replace(pattern, path=str(place)))], {}, []
-    elif place.is_dir():
-        root = str(place).rstrip("/")
-        infos, problems = local_files(place, None if out is None else out.absolute())
-    else:
+@dataclass(frozen=True)
+class _Place:
+    """An archive's files, as one listing tells them."""
+
+    root: str
+    infos: Infos
+    problems: list[Problem]
+
+    @classmethod
+    def of(cls, archive: str, out: Path | None) -> "_Place":
+        place = Path(local_path(archive)).absolute()
+        if is_address(archive):
+            root = archive.rstrip("/")
+            return cls(root, *remote_files(root))
+        if place.is_dir():
+            return cls(str(place), *local_files(place, None if out is None else out.absolute()))
+        if place.is_file():
+            raise UsageError(f"{archive} is one file: give a folder, an address, or a STAC catalogue (.json)")
         raise UsageError(f"{archive}: no such file or folder")
-    inside = {path[len(root) + 1 :]: path for path in sorted(infos)}
+
+
+def _found(place: _Place, match: str | None, pattern: SceneAddress) -> tuple[list[Found], list[Problem]]:
+    """The scenes of a place, by name, and what is wrong with its scene files."""
+    start = len(place.root.rstrip("/")) + 1
+    inside = {path[start:]: path for path in sorted(place.infos)}
     results = {name.partition(f"/{MASK}/")[0] for name in inside if f"/{MASK}/" in name}
-    scenes = [
-        name
-        for name in inside
-        if _is_scene(PurePosixPath(name), results) and (match is None or fnmatch.fnmatchcase(name, match))
-    ]
-    return [Found(_stem(name), replace(pattern, path=inside[name])) for name in scenes], infos, problems
+    names = [name for name in inside if _is_scene(PurePosixPath(name), results)]
+    bands, problems = _bands([inside[name] for name in names if is_scene_file(name)], pattern.policy)
+    return [
+        Found(_stem(name), replace(pattern, path=inside[name]))
+        for name in names
+        if inside[name] not in bands and (match is None or fnmatch.fnmatchcase(name, match))
+    ], problems
+
+
+def _bands(scene_files: Sequence[str], policy: SourcePolicy) -> tuple[set[str], list[Problem]]:
+    """The files that scene files name: they are no scenes of their own."""
+    files: set[str] = set()
+    problems: list[Problem] = []
+    for path in scene_files:
+        try:
+            files.update(file for _, file in read_bands(path, policy))
+        except (SceneError, OSError) as error:
+            files.add(path)
+            problems.append((path, reason(error)))
+    return files, problems
 
 
 def _is_scene(file: PurePosixPath, results: set[str]) -> bool:
-    if file.suffix.lower() not in SUFFIXES or file.stem.endswith(LABELS_END):
+    if not file.name.lower().endswith((*SUFFIXES, SCENE_FILE)) or file.stem.endswith(LABELS_END):
         return False
     if any(part.startswith(".") and part != ".." for part in file.parts):
         return False
@@ -124,7 +158,8 @@ def _is_scene(file: PurePosixPath, results: set[str]) -> bool:
 
 
 def _stem(name: str) -> str:
-    return name[: len(name) - len(PurePosixPath(name).suffix)]
+    end = SCENE_FILE if is_scene_file(name) else PurePosixPath(name).suffix
+    return name[: len(name) - len(end)]
 
 
 def judged(found: Sequence[Found]) -> tuple[list[Found], list[Problem]]:

@@ -8,16 +8,17 @@ import logging
 import queue
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import CancelledError
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from pipeline import resources
+from pipeline import resources, stop
 from pipeline.errors import OutputError, SceneError, UsageError, WidefieldError
+from pipeline.gate import Gate
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,10 @@ class Outcome:
     """Whether trying again can help nobody: the environment, not the task, is at fault."""
 
 
+Results = Generator[Outcome, None, None]
+"""Outcomes; close it where not all are taken, so that what is in flight is cancelled."""
+
+
 class Executor(Protocol):
     """Runs a function over tasks."""
 
@@ -54,9 +59,23 @@ class Executor(Protocol):
     """Processes that work at the same time."""
     memory: int | None
     """Bytes that one of them may take; None: they share this machine's."""
+    runs: int
+    """How many calls of `run` may be under way at the same time, each in a thread of its own."""
 
-    def run(self, function: Callable[[Any], Any], tasks: Iterator[Any | None], run: str) -> Iterator[Outcome]:
-        """Outcomes as tasks complete, in any order; `run` names the output that the tasks belong to."""
+    def run(self, function: Callable[[Any], Any], tasks: Iterator[Any | None], run: str) -> Results:
+        """Outcomes as tasks complete, in any order; `run` names the output that the tasks belong to.
+
+        Once this process has been asked to end, no task is pulled any more.
+
+        Raises:
+            Stopped: the time that running tasks had is over; they are cancelled.
+        """
+
+    def at(self, priority: int) -> Self:
+        """The same executor, whose tasks go before those of a lower priority."""
+
+    def settle(self, run: str) -> None:
+        """End what an earlier client left running for this output, so that a block has one writer."""
 
 
 @dataclass
@@ -65,15 +84,24 @@ class SerialExecutor:
 
     workers: int = 1
     memory: int | None = None
+    runs: int = 1
 
-    def run(self, function: Callable[[Any], Any], tasks: Iterator[Any | None], run: str) -> Iterator[Outcome]:
+    def at(self, priority: int) -> Self:
+        """There is no order to change."""
+        del priority
+        return self
+
+    def settle(self, run: str) -> None:
+        """There can be nothing."""
+
+    def run(self, function: Callable[[Any], Any], tasks: Iterator[Any | None], run: str) -> Results:
         """See `Executor.run`. An exception is the outcome of its task alone."""
         del run
-        for task in tasks:
-            if task is None:
-                return
+        while not stop.current().asked and (task := next(tasks, None)) is not None:
             try:
                 outcome = Outcome(task, function(task))
+            except stop.Stopped:
+                raise
             except Exception as error:  # noqa: BLE001 - as on Dask: what one block raises is that block's outcome
                 outcome = _failure(task, error)
             yield outcome
@@ -101,7 +129,19 @@ class DaskExecutor:
     """Folder that the workers of a foreign scheduler must see too."""
     memory: int | None = None
     """The smallest limit of a foreign scheduler's workers, in bytes; found on entering."""
+    priority: int = 0
+    runs: int = 3
     _stack: list[Any] = field(default_factory=list)
+    _gate: Gate = field(default_factory=Gate)
+
+    def at(self, priority: int) -> Self:
+        """The same cluster, with this priority for what is submitted."""
+        return replace(self, priority=priority)
+
+    def settle(self, run: str) -> None:
+        """See `Executor.settle`. A cluster of our own ended with its client."""
+        if self.scheduler:
+            _cancel_predecessors(self._stack[-1], run)
 
     def __enter__(self) -> Self:
         from distributed import Client
@@ -187,54 +227,78 @@ class DaskExecutor:
                 "put --out on storage that all of them share"
             )
 
-    def run(self, function: Callable[[Any], Any], tasks: Iterator[Any | None], run: str) -> Iterator[Outcome]:
+    def run(self, function: Callable[[Any], Any], tasks: Iterator[Any | None], run: str) -> Results:
         """See `Executor.run`. At most two tasks a worker are in flight."""
-        client = self._stack[-1]
-        if self.scheduler:
-            _cancel_predecessors(client, run)
-        finished: queue.Queue[Any] = queue.Queue()
+        client, finished = self._stack[-1], queue.Queue[Any]()
         flight: dict[Any, Any] = {}
-        held: Any | None = None
+        room = _Room(tasks, self._gate, 2 * self.workers)
         try:
             while True:
-                while held is not None or len(flight) < 2 * self.workers:
-                    task = held if held is not None else next(tasks, None)
-                    held = None
-                    if task is None:
-                        break
-                    if flight and (task.alone or any(other.alone for other in flight.values())):
-                        held = task
-                        break
-                    future = client.submit(
-                        function, task, key=f"widefield-{run}-{task.name}-{uuid.uuid4().hex[:8]}", pure=False
-                    )
+                while (task := room.next(len(flight))) is not None:
+                    key = f"widefield-{run}-{task.name}-{uuid.uuid4().hex[:8]}"
+                    future = client.submit(function, task, key=key, pure=False, priority=self.priority)
                     flight[future] = task
                     future.add_done_callback(finished.put)
                 if not flight:
                     return
                 future = self._wait(client, finished)
-                yield _outcome(flight.pop(future), future)
+                task = flight.pop(future)
+                self._gate.leave()
+                yield _outcome(task, future)
                 future.release()
         finally:
-            client.cancel(list(flight), force=True)
+            for _ in flight:
+                self._gate.leave()
+            if flight:
+                client.cancel(list(flight), force=True)
 
     def _wait(self, client: Any, finished: "queue.Queue[Any]") -> Any:
         """The next future that is done.
 
         Raises:
             WidefieldError: the scheduler is gone, and every task in flight with it.
+            Stopped: the time that running tasks had is over.
         """
         while True:
             try:
-                future = finished.get(timeout=2)
+                future = finished.get(timeout=0.2)
             except queue.Empty:
                 future = None
+                if stop.current().overdue:
+                    stop.current().check()
             if client.status != "running":
                 raise WidefieldError(
                     "the Dask scheduler is gone: what is recorded stays; run the same command again to go on"
                 )
             if future is not None:
                 return future
+
+
+class _Room:
+    """The next task of one run, as soon as there is room for it and the gate lets it in."""
+
+    def __init__(self, tasks: Iterator[Any | None], gate: Gate, limit: int) -> None:
+        self.tasks, self.gate, self.limit = tasks, gate, limit
+        self._held: Any | None = None
+        """A task that was pulled and could not enter yet."""
+
+    def next(self, flying: int) -> Any | None:
+        """A task that has entered; None for now, with `flying` tasks of this run in flight."""
+        if flying >= self.limit or stop.current().asked:
+            return None
+        task = self._held if self._held is not None else next(self.tasks, None)
+        self._held = task
+        if task is None:
+            return None
+        entered = (
+            self.gate.enter(alone=task.alone)
+            if flying
+            else self.gate.wait(alone=task.alone, given_up=lambda: stop.current().asked)
+        )
+        if not entered:
+            return None
+        self._held = None
+        return task
 
 
 def _outcome(task: Any, future: Any) -> Outcome:

@@ -6,24 +6,25 @@ backfill is asked for.
 """
 
 import json
-import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from models.bundle import open_bundle
 from pipeline.archive import Entry, Trust, list_archive
-from pipeline.errors import OutputError, UsageError, WidefieldError
 from pipeline.executors import Executor
+from pipeline.many import ArchiveListener, ManyScenes, Wanted
 from pipeline.outputs import RUN
 from pipeline.publish.files import write_text
 from pipeline.report import asked
-from pipeline.schedule import Progress
-from pipeline.segment import SegmentRequest, segment_scene
+from pipeline.segment import SegmentRequest
+from pipeline.together import SceneResult
 from pipeline.verify import verify
+
+__all__ = ["ArchiveReport", "ArchiveRequest", "SceneResult", "pending", "segment_archive", "survey"]
 
 SCHEMA = 1
 REPORT = "archive.json"
@@ -49,20 +50,6 @@ class ArchiveRequest:
     def of(self, entry: Entry) -> SegmentRequest:
         """The request for one scene."""
         return replace(self.pattern, scene=entry.address, name=entry.name)
-
-
-@dataclass(frozen=True)
-class SceneResult:
-    """What became of one scene."""
-
-    name: str
-    path: str
-    status: Literal["done", "unchanged", "failed"]
-    error: str | None = None
-    """One line, if it failed."""
-    seconds: float = 0.0
-    """Wall time from its plan to its published files."""
-    megapixels: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -92,9 +79,6 @@ class ArchiveReport:
         return {"schema": SCHEMA, **asdict(self), "counts": self.counts}
 
 
-ArchiveListener = Callable[[Progress | SceneResult], None]
-
-
 def segment_archive(
     request: ArchiveRequest, executor: Executor, listen: ArchiveListener = lambda _: None
 ) -> ArchiveReport:
@@ -107,28 +91,15 @@ def segment_archive(
         UsageError: the archive, the bundle or the folder of outputs is unusable: nothing was started.
     """
     started = _now()
-    request = replace(request, pattern=replace(request.pattern, out=request.pattern.out.absolute()))
+    pattern = request.pattern  # workers of a foreign cluster have working folders of their own
+    pattern = replace(pattern, out=pattern.out.absolute(), bundle=pattern.bundle.absolute())
+    request = replace(request, pattern=pattern)
     waiting, settled = survey(request)
-    tally = _Tally(listen, len(waiting) + len(settled))
+    scenes = ManyScenes(executor, listen, len(waiting) + len(settled))
     for result in settled:
-        tally.add(result)
-    for entry in waiting:
-        tally.add(_segment(request.of(entry), executor, listen))
-    return _report(request, started, tally.results)
-
-
-@dataclass
-class _Tally:
-    """The results so far, told to the listener."""
-
-    listen: ArchiveListener
-    total: int
-    results: list[SceneResult] = field(default_factory=list)
-
-    def add(self, result: SceneResult) -> None:
-        self.results.append(result)
-        self.listen(result)
-        self.listen(Progress("archive", len(self.results), self.total))
+        scenes.settle(result)
+    scenes.work([Wanted(request.of(entry), entry.size) for entry in waiting], request.pattern.out)
+    return _report(request, started, scenes.results)
 
 
 def pending(request: ArchiveRequest) -> list[Entry]:
@@ -170,25 +141,6 @@ def _is_done(request: ArchiveRequest, entry: Entry, bundle: str) -> bool:
     except (OSError, ValueError, KeyError, TypeError):
         return False
     return not (request.check and verify(folder).problems)
-
-
-def _segment(request: SegmentRequest, executor: Executor, listen: ArchiveListener) -> SceneResult:
-    start, path = time.perf_counter(), request.scene.path
-    try:
-        facts = segment_scene(request, executor, lambda event: listen(replace(event, scene=request.name)))
-    except Exception as error:  # one bad scene never stops an archive, whatever it raises
-        if isinstance(error, UsageError) and not isinstance(error, OutputError):
-            raise
-        return SceneResult(request.name, path, "failed", line(error), time.perf_counter() - start)
-    pixels = facts["coverage"]["pixels"]
-    status: Literal["done", "unchanged"] = "unchanged" if facts.get("unchanged") else "done"
-    return SceneResult(request.name, path, status, None, time.perf_counter() - start, pixels / 1e6)
-
-
-def line(error: Exception) -> str:
-    """What an exception says, on one line."""
-    text = str(error) if isinstance(error, WidefieldError) else f"{type(error).__name__}: {error}"
-    return " ".join(text.split())
 
 
 def _report(request: ArchiveRequest, started: str, results: Sequence[SceneResult]) -> ArchiveReport:

@@ -64,6 +64,11 @@ class Costs:
     seconds: float
     """Engine time of the whole run on one worker, from the measured time of one tile; 0 where it is not known."""
 
+    @property
+    def needed_bytes(self) -> int:
+        """Upper bound of the disk that a run takes."""
+        return self.staged_bytes + self.written_bytes
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -308,7 +313,7 @@ def _existing(path: Path) -> Path:
 
 def _check_machine(plan: Plan, options: PlanOptions) -> None:
     costs = plan.costs
-    needed = costs.staged_bytes + costs.written_bytes
+    needed = costs.needed_bytes
     if needed > costs.free_bytes + options.stored:
         raise PlanError(
             f"{plan.scene.path} may need {_size(needed)} of disk, {_size(costs.free_bytes)} are free: "

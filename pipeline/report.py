@@ -3,7 +3,7 @@
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -18,10 +18,35 @@ from pipeline.worker import TaskReport
 SCHEMA = 1
 
 
+@dataclass
+class Effort:
+    """What the tasks of a run took together."""
+
+    pixels: int = 0
+    """Scene pixels that were segmented."""
+    stages: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("read", "wait", "write"), 0.0))
+    """Wall seconds of blocks, by stage."""
+    outside_seconds: float | None = 0.0
+    """CPU seconds of segmenting tasks outside the engine; None where the system does not tell."""
+    peak_bytes: int = 0
+    """Largest resident set of a worker."""
+
+    def add(self, report: TaskReport) -> None:
+        """Count one task in."""
+        self.peak_bytes = max(self.peak_bytes, report.peak_bytes)
+        for record in report.records:
+            self.pixels += record.window.pixels
+            for stage in self.stages:
+                self.stages[stage] += record.seconds.get(stage, 0.0)
+        if report.records:
+            known = self.outside_seconds is not None and report.outside_seconds is not None
+            self.outside_seconds = (self.outside_seconds or 0.0) + (report.outside_seconds or 0.0) if known else None
+
+
 def facts(
     plan: Plan,
     records: Sequence[BlockRecord],
-    reports: Sequence[TaskReport],
+    effort: Effort,
     seconds: Mapping[str, float],
     resumed: int,
     *,
@@ -32,7 +57,6 @@ def facts(
     `seconds` holds wall time by phase of this run; `resumed` counts the blocks that earlier runs had recorded; `wanted`
     is the scene as it was asked for, before the plan chose its bands.
     """
-    fresh = sum(record.window.pixels for report in reports for record in report.records)
     return {
         "schema": SCHEMA,
         "key": plan.key,
@@ -72,18 +96,18 @@ def facts(
         "classes": _classes(plan, records),
         "confidence_histogram": confidence_totals(records),
         "blocks": {"total": len(records), "resumed": resumed, "done": len(records) - resumed},
-        "speed": _speed(plan, reports, seconds, fresh),
+        "speed": _speed(plan, effort, seconds),
         "memory": {
             "planned_bytes": plan.costs.peak_bytes,
-            "peak_bytes": max((report.peak_bytes for report in reports), default=0),
+            "peak_bytes": effort.peak_bytes,
         },
     }
 
 
 def asked(address: SceneAddress) -> dict[str, Any]:
     """What a request decides about a scene's content, as it is recorded: an archive compares it with what it asks."""
-    facts: dict[str, Any] = json.loads(json.dumps(address.to_json()))
-    return {key: value for key, value in facts.items() if key != "path"}
+    facts: dict[str, Any] = json.loads(json.dumps(address.content()))
+    return facts | {"trust": address.policy.trust}
 
 
 def _coverage(plan: Plan, records: Sequence[BlockRecord]) -> dict[str, int]:
@@ -111,10 +135,8 @@ def _classes(plan: Plan, records: Sequence[BlockRecord]) -> list[dict[str, Any]]
     ]
 
 
-def _speed(plan: Plan, reports: Sequence[TaskReport], seconds: Mapping[str, float], fresh: int) -> dict[str, Any]:
-    blocks = [record for report in reports for record in report.records]
-    outside = [report.outside_seconds for report in reports if report.records]
-    megapixels = fresh / 1e6
+def _speed(plan: Plan, effort: Effort, seconds: Mapping[str, float]) -> dict[str, Any]:
+    megapixels = effort.pixels / 1e6
     return {
         "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
         "megapixels_per_second": {
@@ -122,13 +144,8 @@ def _speed(plan: Plan, reports: Sequence[TaskReport], seconds: Mapping[str, floa
             for phase, value in seconds.items()
             if value > 0
         },
-        "block_seconds": {
-            stage: round(sum(block.seconds.get(stage, 0.0) for block in blocks), 3)
-            for stage in ("read", "wait", "write")
-        },
+        "block_seconds": {stage: round(value, 3) for stage, value in effort.stages.items()},
         "outside_engine_core_ms_per_megapixel": (
-            None
-            if not megapixels or any(value is None for value in outside)
-            else 1e3 * sum(value for value in outside if value is not None) / megapixels
+            1e3 * effort.outside_seconds / megapixels if megapixels and effort.outside_seconds is not None else None
         ),
     }

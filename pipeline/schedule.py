@@ -1,7 +1,7 @@
 """Which task is next, and what a task's failure means: the state of one run while it runs."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,9 +11,10 @@ from pipeline.grid import Window
 from pipeline.ledger import BlockRecord, Ledger
 from pipeline.outputs import LEDGER, STAGED
 from pipeline.plan import Plan, runs
+from pipeline.report import Effort
 from pipeline.scene import open_scene
 from pipeline.staging import stage_windows, staged_windows
-from pipeline.worker import StageTask, Task, TaskReport
+from pipeline.worker import StageTask, Task
 from pipeline.workshop import is_intact
 
 
@@ -44,7 +45,7 @@ class Schedule(Iterator[Task | StageTask | None]):
 
     def __init__(self, plan: Plan, run: Path, records: dict[tuple[int, int], BlockRecord], listen: Listener) -> None:
         self.plan, self.run, self.records, self.listen = plan, run, dict(records), listen
-        self.reports: list[TaskReport] = []
+        self.effort = Effort()
         self.failed: dict[Window, str] = {}
         self.resumed = sum(record.window.pixels for record in records.values())
         self._done = self.resumed
@@ -106,7 +107,7 @@ class Schedule(Iterator[Task | StageTask | None]):
         if outcome.error is not None:
             self._fail(task, outcome)
             return
-        self.reports.append(outcome.value)
+        self.effort.add(outcome.value)
         if isinstance(task, StageTask):
             self._missing.discard((task.window.row, task.window.col))
             return
@@ -157,13 +158,21 @@ class Schedule(Iterator[Task | StageTask | None]):
                 f"{self.plan.scene.path}: {len(self.failed)} of {self.plan.costs.blocks} blocks failed, nothing was "
                 f"published; block at row {window.row}, column {window.col}: {error}; a rerun tries only these"
             )
-        if left := self.plan.remaining(self.records):
+        prove(self.plan, self.records.values())
+
+
+def prove(plan: Plan, records: Collection[BlockRecord]) -> None:
+    """Prove coverage: every block recorded, every pixel once, valid in = classified out.
+
+    Raises:
+        IncompleteError: it is not so.
+    """
+    path = plan.scene.path
+    if left := plan.remaining((record.row, record.col) for record in records):
+        raise IncompleteError(f"{path}: {len(left)} blocks were not done: run the same command again")
+    for record in records:
+        if record.valid != record.classified:
             raise IncompleteError(
-                f"{self.plan.scene.path}: {len(left)} blocks were not done: run the same command again"
+                f"{path}: block at row {record.row}, column {record.col} has {record.valid} valid pixels but "
+                f"{record.classified} classified ones: this is a fault of the program, please report it"
             )
-        for record in self.records.values():
-            if record.valid != record.classified:
-                raise IncompleteError(
-                    f"{self.plan.scene.path}: block at row {record.row}, column {record.col} has {record.valid} valid "
-                    f"pixels but {record.classified} classified ones: this is a fault of the program, please report it"
-                )

@@ -6,16 +6,20 @@ and a changed one starts anew without touching what is published.
 """
 
 import json
+import threading
 import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from models.bundle import open_bundle
+from models.bundle import Bundle, open_bundle
 from models.engines.base import EngineRecord, EngineRequest
 from models.engines.prepare import prepare
 from models.spec import ModelSpec
-from pipeline import report, resources, workshop
+from pipeline import report, resources, stop, workshop
+from pipeline.disk import Disk
 from pipeline.errors import IncompleteError, UsageError
 from pipeline.executors import Executor
 from pipeline.fit import check_fit, choose_bands
@@ -27,7 +31,7 @@ from pipeline.scene import Scene, SceneAddress, open_scene
 from pipeline.schedule import Listener, Progress, Schedule
 from pipeline.store import folder_bytes
 from pipeline.verify import verify
-from pipeline.worker import PublishTask, TaskReport, perform
+from pipeline.worker import PublishTask, perform
 from pipeline.workshop import HIDDEN
 
 LARGEST_TILE = 1024
@@ -51,6 +55,8 @@ class SegmentRequest:
     """Largest tile allowed, in pixels; None: `LARGEST_TILE`."""
     threads: int | None = None
     """Engine threads in each worker; None: the cores at hand, at most 8."""
+    batch: int = 1
+    """Tiles that the engine computes at once: part of its identity."""
     keep_staged: bool = False
 
     @property
@@ -69,26 +75,32 @@ class SegmentRequest:
         return self.out / HIDDEN / "staged"
 
 
-def plan_request(request: SegmentRequest) -> Plan:
-    """The frozen plan of a request. The engine is compiled, gated and measured by this, once for each machine.
+class Engines:
+    """Bundles and engines of many scenes, each opened and prepared once. Thread-safe."""
 
-    Raises:
-        UsageError: the bundle is unusable.
-        SceneError: the scene is unreadable, or does not fit the bundle or this machine.
-        EngineError: no engine passes here.
-    """
-    bundle = open_bundle(request.bundle)
-    resources.limit_caches(GDAL_CACHE)
-    with open_scene(request.scene) as scene:
-        address = choose_bands(scene, bundle.spec)
-    with open_scene(address) as scene:
-        # Before an engine is compiled for a scene that it cannot serve.
-        check_fit(scene, bundle.spec, any_resolution=request.options.any_resolution)
-        engine = _engine(request, bundle.path, bundle.spec, scene)
-        return make_plan(scene, bundle.spec, bundle.path.absolute(), engine, out=request.out, options=request.options)
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._bundles: dict[Path, Bundle] = {}
+        self._records: dict[tuple[Path, EngineRequest], EngineRecord] = {}
+
+    def bundle(self, path: Path) -> Bundle:
+        """The bundle in a folder; its digest is checked the first time."""
+        with self._lock:
+            if path not in self._bundles:
+                self._bundles[path] = open_bundle(path)
+            return self._bundles[path]
+
+    def engine(self, request: SegmentRequest, scene: Scene) -> EngineRecord:
+        """The engine for a scene; compiled, gated and measured if this machine has not done so yet."""
+        bundle = self.bundle(request.bundle)
+        asked = _asked(request, bundle.spec, scene)
+        with self._lock:
+            if (bundle.path, asked) not in self._records:
+                self._records[bundle.path, asked] = prepare(bundle.path, asked)
+            return self._records[bundle.path, asked]
 
 
-def _engine(request: SegmentRequest, bundle: Path, spec: ModelSpec, scene: Scene) -> EngineRecord:
+def _asked(request: SegmentRequest, spec: ModelSpec, scene: Scene) -> EngineRequest:
     largest = request.tile or LARGEST_TILE
     if request.tile is not None and request.tile not in spec.tiles:
         raise UsageError(f"--tile {request.tile}: bundle '{spec.name}' has tiles {', '.join(map(str, spec.tiles))}")
@@ -97,91 +109,163 @@ def _engine(request: SegmentRequest, bundle: Path, spec: ModelSpec, scene: Scene
         precision=request.precision,
         tile=cheapest_tile(scene.height, scene.width, spec, largest),
         dtype=scene.dtype,
+        batch=request.batch,
     )
-    return prepare(bundle, asked if request.threads is None else replace(asked, threads=request.threads))
+    return asked if request.threads is None else replace(asked, threads=request.threads)
 
 
-def segment_scene(request: SegmentRequest, executor: Executor, listen: Listener = lambda _: None) -> dict[str, Any]:
+def plan_request(request: SegmentRequest, engines: Engines | None = None) -> Plan:
+    """The frozen plan of a request. The engine is compiled, gated and measured by this, once for each machine.
+
+    Raises:
+        UsageError: the bundle is unusable.
+        SceneError: the scene is unreadable, or does not fit the bundle or this machine.
+        EngineError: no engine passes here.
+    """
+    engines = engines or Engines()
+    bundle = engines.bundle(request.bundle)
+    resources.limit_caches(GDAL_CACHE)
+    with open_scene(request.scene) as scene:
+        address = choose_bands(scene, bundle.spec)
+    with open_scene(address) as scene:
+        # Before an engine is compiled for a scene that it cannot serve.
+        check_fit(scene, bundle.spec, any_resolution=request.options.any_resolution)
+        engine = engines.engine(request, scene)
+        return make_plan(scene, bundle.spec, bundle.path.absolute(), engine, out=request.out, options=request.options)
+
+
+def segment_scene(
+    request: SegmentRequest, executor: Executor, listen: Listener = lambda _: None, disk: Disk | None = None
+) -> dict[str, Any]:
     """Segment one scene into `request.folder`; returns the facts of its `run.json`.
 
     Every block whose record and shard agree is kept, so an interrupted run goes on where it stopped. With nothing left
-    to do the published facts are returned as they are, and `unchanged` is set.
+    to do the published facts are returned as they are, and `unchanged` is set. `disk` is shared by scenes that are
+    in flight together.
 
     Raises:
         OutputError: the folder cannot be written, or a living run holds it.
         IncompleteError: some blocks failed twice; nothing was published, a rerun tries only those.
         SceneError, EngineError: see `plan_request`.
+        Stopped: this process was asked to end.
     """
     # Workers on a foreign cluster have working folders of their own.
     request = replace(request, out=request.out.absolute())
     left = sum(folder_bytes(folder) for folder in (request.folder, request.workshop, request.staged))
     options = replace(request.options, workers=executor.workers, memory=executor.memory, stored=left)
     plan = plan_request(replace(request, options=options))
-    with workshop.locked(request.workshop):
-        run = request.workshop / plan.key[:16]
-        if facts := _complete(plan, request.folder):
-            workshop.sweep(request.workshop)
-            return {**facts, "unchanged": True}
-        workshop.check_place(request.folder, plan)
-        workshop.adopt_published(plan, request.folder, run)
-        records = workshop.open_run(plan, run)
-        facts = _Job(plan, run, executor, listen, request).work(records)
-        workshop.check_place(request.folder, plan)
-        exchange(run, request.folder)
-        workshop.sweep(request.workshop)
+    with workshop.locked(request.workshop), (disk or Disk()).share(max(plan.costs.needed_bytes - left, 0), request.out):
+        if facts := finished(request, plan):
+            return facts
+        executor.settle(plan.key[:16])
+        job = open_job(request, plan)
+        facts = _Run(job, executor, listen).work()
+        job.exchange()
     return facts
 
 
-def _complete(plan: Plan, folder: Path) -> dict[str, Any] | None:
+def finished(request: SegmentRequest, plan: Plan) -> dict[str, Any] | None:
     """The facts of the published result if it is of this plan, and `verify` finds nothing that is to be mended."""
-    facts = workshop.published(folder, plan)
-    return None if facts is None or verify(folder).problems else facts
+    facts = workshop.published(request.folder, plan)
+    if facts is None or verify(request.folder).problems:
+        return None
+    workshop.sweep(request.workshop)
+    return {**facts, "unchanged": True}
 
 
 @dataclass(frozen=True)
-class _Job:
-    """One run, from its first open block to the complete folder."""
+class Job:
+    """One result in the making: its plan, the folder it is made in, and what is done there already."""
 
+    request: SegmentRequest
     plan: Plan
     run: Path
-    executor: Executor
-    listen: Listener
-    request: SegmentRequest
+    records: dict[tuple[int, int], BlockRecord]
+    """Of blocks that earlier runs did, by first (row, col)."""
 
-    def work(self, records: dict[tuple[int, int], BlockRecord]) -> dict[str, Any]:
-        """Do what is left and write every output; returns the facts of `run.json`."""
-        clock = [time.perf_counter()]
-        schedule = Schedule(self.plan, self.run, records, self.listen)
-        with workshop.staged(self.plan, self.run, self.request.staged, keep=self.request.keep_staged):
-            schedule.start()
-            for outcome in self.executor.run(perform, schedule, self.plan.key[:16]):
-                schedule.finish(outcome)
-            schedule.check()
-            clock.append(time.perf_counter())
-            reports = schedule.reports + self.publish([step for step in STEPS if step != "item"])
-            clock.append(time.perf_counter())
-        Ledger(self.run / LEDGER).compact(schedule.records.values())
-        seconds = {"segment": clock[1] - clock[0], "publish": clock[2] - clock[1]}
-        done = list(schedule.records.values())
-        facts = report.facts(self.plan, done, reports, seconds, len(records), wanted=self.request.scene)
+    def complete(
+        self,
+        records: Sequence[BlockRecord],
+        effort: report.Effort,
+        publish: Callable[[Sequence[str]], None],
+        start: float,
+    ) -> dict[str, Any]:
+        """Publish every output over the complete store; returns the facts, which `run.json` holds.
+
+        `start` is when the segmenting began, on the clock of `time.perf_counter`.
+        """
+        middle = time.perf_counter()
+        publish([step for step in STEPS if step != "item"])
+        seconds = {"segment": middle - start, "publish": time.perf_counter() - middle}
+        Ledger(self.run / LEDGER).compact(records)
+        facts = report.facts(self.plan, records, effort, seconds, len(self.records), wanted=self.request.scene)
         (self.run / RUN).write_text(json.dumps(facts, indent=1), encoding="utf-8")
-        self.publish(["item"])
+        publish(["item"])
         return facts
 
-    def publish(self, steps: list[str]) -> list[TaskReport]:
+    def exchange(self) -> None:
+        """Put the complete folder where the result belongs."""
+        workshop.check_place(self.request.folder, self.plan)
+        exchange(self.run, self.request.folder)
+        workshop.sweep(self.request.workshop)
+
+
+def open_job(request: SegmentRequest, plan: Plan) -> Job:
+    """The run's folder, made or gone on with; the workshop is locked by now.
+
+    Raises:
+        OutputError: something that is no result lies where the result is to be.
+    """
+    run = request.workshop / plan.key[:16]
+    workshop.check_place(request.folder, plan)
+    workshop.adopt_published(plan, request.folder, run)
+    return Job(request, plan, run, workshop.open_run(plan, run))
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A job done by an executor, from its first open block to its last file."""
+
+    job: Job
+    executor: Executor
+    listen: Listener
+
+    def work(self) -> dict[str, Any]:
+        """Do what is left and write every output; returns the facts of `run.json`."""
+        plan, run, request = self.job.plan, self.job.run, self.job.request
+        start = time.perf_counter()
+        schedule = Schedule(plan, run, self.job.records, self.listen)
+        with (
+            workshop.staged(plan, run, request.staged, keep=request.keep_staged),
+            stop.current().watch(run),
+            closing(self.executor.run(perform, schedule, plan.key[:16])) as outcomes,
+        ):
+            schedule.start()
+            for outcome in outcomes:
+                schedule.finish(outcome)
+            stop.current().check()
+            schedule.check()
+            records = list(schedule.records.values())
+            return self.job.complete(
+                records, schedule.effort, lambda steps: self.publish(steps, schedule.effort), start
+            )
+
+    def publish(self, steps: Sequence[str], effort: report.Effort) -> None:
         """Make the outputs `steps` on workers.
 
         Raises:
             IncompleteError: one could not be made; the blocks are kept.
         """
-        reports = []
-        tasks = (PublishTask(str(self.run), step) for step in steps)
-        for outcome in self.executor.run(perform, tasks, f"{self.plan.key[:16]}-publish"):
-            if outcome.error is not None:
-                raise IncompleteError(
-                    f"{outcome.task.step} could not be published: {outcome.error}; the blocks are kept, "
-                    "a rerun publishes them"
-                )
-            reports.append(outcome.value)
-            self.listen(Progress("publish", len(reports), len(steps)))
-        return reports
+        tasks = (PublishTask(str(self.job.run), step) for step in steps)
+        done = 0
+        with closing(self.executor.run(perform, tasks, f"{self.job.plan.key[:16]}-publish")) as outcomes:
+            for outcome in outcomes:
+                if outcome.error is not None:
+                    raise IncompleteError(
+                        f"{outcome.task.step} could not be published: {outcome.error}; the blocks are kept, "
+                        "a rerun publishes them"
+                    )
+                done += 1
+                effort.add(outcome.value)
+                self.listen(Progress("publish", done, len(steps)))
+        stop.current().check()

@@ -1,15 +1,17 @@
 """What a worker does with a task: read, batch, infer, write, record. Addresses in, facts out, idempotent.
 
 Inside a task three things overlap: a thread reads the next block ahead, the engine computes, and a thread writes the
-last block behind. A block is read once, as one window (its tiles' union); tiles are views of it.
+last block behind. A block is read once, as one window (its tiles' union); tiles are views of it. Tasks of several
+scenes may go through the engine together: where engine and radiometry agree, their tiles share its batches.
 """
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,9 +28,9 @@ from pipeline.plan import GDAL_CACHE, Plan
 from pipeline.scene import Source
 from pipeline.staging import stage_window
 from pipeline.statistics import class_sums, confidence_bins
+from pipeline.stop import stopping
 
 T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,8 @@ class TaskReport:
 def perform(task: Task | StageTask | PublishTask) -> TaskReport:
     """Run a task to its end: the one function that executors call."""
     resources.limit_caches(GDAL_CACHE)
+    if stopping(Path(task.run)):
+        return TaskReport(0.0, None, resources.peak_memory())
     engine_threads = _engine(task.run)[1] if isinstance(task, Task) else frozenset()
     start, cpu = time.perf_counter(), resources.cpu_seconds(without=engine_threads)
     records: tuple[BlockRecord, ...] = ()
@@ -113,30 +117,37 @@ def perform(task: Task | StageTask | PublishTask) -> TaskReport:
 
 
 def segment_blocks(task: Task) -> Iterator[BlockRecord]:
-    """Segment the task's blocks; each one is in the ledger when it is yielded.
+    """Segment the task's blocks; each one is in the ledger when it is yielded. See `segment_together`."""
+    return (record for _, record in segment_together([task]))
 
-    A block's shards are durable before its record is. Doing a block again writes the same bytes.
+
+def segment_together(
+    tasks: Sequence[Task], stopping: Callable[[Path], bool] = stopping
+) -> Iterator[tuple[str, BlockRecord]]:
+    """Segment the blocks of tasks that one engine serves: (run, record) of each block, once it is in its ledger.
+
+    A block's shards are durable before its record is. Doing a block again writes the same bytes. Ends between blocks
+    once `stopping` says so of a run.
 
     Raises:
-        SceneError: a part of the scene cannot be read. Blocks yielded before stay recorded.
+        SceneError: a part of a scene cannot be read. Blocks yielded before stay recorded.
     """
-    plan, run = _plan(task.run), Path(task.run)
-    engine, _ = _engine(task.run)
+    engine, _ = _engine(tasks[0].run)
     with (
-        open_source(plan, run) as source,
+        contextlib.ExitStack() as sources,
         ThreadPoolExecutor(1, "read") as reader,
         ThreadPoolExecutor(1, "write") as writer,
     ):
         flight: deque[_Tiles] = deque()
-        finished: deque[Future[BlockRecord]] = deque()
+        finished: deque[Future[tuple[str, BlockRecord]]] = deque()
 
         def finish(block: _Block) -> None:
             # One block is written while the next is computed: without this wait a slow disk would fill the memory.
             wait(list(finished)[-1:])
-            finished.append(writer.submit(_finish, plan, run, block))
+            finished.append(writer.submit(_finish, block))
 
-        blocks = _ahead(reader, lambda window: _Block.read(plan, source, window), task.windows)
-        for planes in engine.map(_batches(plan, blocks, flight, finish)):
+        blocks = _ahead(reader, _reading(tasks, sources, stopping))
+        for planes in engine.map(_batches(_plan(tasks[0].run).engine.batch, blocks, flight, finish)):
             _keep(flight.popleft(), planes, finish)
             while finished and finished[0].done():
                 yield finished.popleft().result()
@@ -144,10 +155,50 @@ def segment_blocks(task: Task) -> Iterator[BlockRecord]:
             yield finished.popleft().result()
 
 
+def _reading(
+    tasks: Iterable[Task], sources: contextlib.ExitStack, stopping: Callable[[Path], bool]
+) -> Iterator[Callable[[], "_Block"]]:
+    """What reads each block, in order. Each source is opened by its first block and closed by its last."""
+    for task in tasks:
+        plan, run = _plan(task.run), Path(task.run)
+        opened = _Opened(plan, run, len(task.windows))
+        sources.callback(opened.close)
+        for window in task.windows:
+            if stopping(run):
+                return
+            yield partial(opened.read, window)
+
+
+class _Opened:
+    """The source of one task, for as long as its blocks are read: by one thread, one after the other."""
+
+    def __init__(self, plan: Plan, run: Path, blocks: int) -> None:
+        self.plan, self.run, self.left = plan, run, blocks
+        self._source: Source | None = None
+
+    def read(self, window: Window) -> "_Block":
+        """One block with its tiles."""
+        if self._source is None:
+            self._source = open_source(self.plan, self.run)
+        block = _Block.read(self.plan, self.run, self._source, window)
+        self.left -= 1
+        if not self.left:
+            self.close()
+        return block
+
+    def close(self) -> None:
+        """Release the source's handles."""
+        if self._source is not None:
+            self._source.close()
+
+
 @dataclass
 class _Block:
     """One block between reading and writing."""
 
+    plan: Plan
+    run: Path
+    """Folder of the run that it belongs to."""
     window: Window
     source: Window
     """Scene pixels that were read: the union of the block's tiles."""
@@ -164,7 +215,7 @@ class _Block:
     clock: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, plan: Plan, source: Source, window: Window) -> "_Block":
+    def read(cls, plan: Plan, run: Path, source: Source, window: Window) -> "_Block":
         start = time.perf_counter()
         extent = plan.grid.source(window)
         pixels, valid = source.read(extent)
@@ -173,7 +224,7 @@ class _Block:
         for core in plan.grid.cores(window):
             if valid[core.owned.relative_to(extent).slices].any():
                 tiles.setdefault(core.tile, []).append(core)
-        block = cls(window, extent, pixels, valid, planes, tiles, len(tiles))
+        block = cls(plan, run, window, extent, pixels, valid, planes, tiles, len(tiles))
         block.clock = {"read": time.perf_counter() - start, "start": time.perf_counter()}
         return block
 
@@ -200,11 +251,11 @@ _Tiles = list[tuple[_Block, Window]]
 """The tiles of one batch, in its order."""
 
 
-def _ahead(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """`map(function, items)`, one item ahead of the consumer."""
-    pending: deque[Future[R]] = deque()
-    for item in items:
-        pending.append(pool.submit(function, item))
+def _ahead(pool: ThreadPoolExecutor, reads: Iterable[Callable[[], T]]) -> Iterator[T]:
+    """What `reads` return, one ahead of the consumer."""
+    pending: deque[Future[T]] = deque()
+    for read in reads:
+        pending.append(pool.submit(read))
         if len(pending) > 1:
             yield pending.popleft().result()
     while pending:
@@ -212,25 +263,31 @@ def _ahead(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable
 
 
 def _batches(
-    plan: Plan, blocks: Iterable[_Block], flight: deque[_Tiles], empty: Callable[[_Block], object]
+    size: int, blocks: Iterable[_Block], flight: deque[_Tiles], empty: Callable[[_Block], object]
 ) -> Iterator[Batch]:
-    """Tiles of all blocks, batch by batch. A block without a valid pixel goes to `empty`: it needs no engine."""
-    scale, offset = (np.asarray(values, np.float32) for values in (plan.radiometry.scale, plan.radiometry.offset))
+    """Tiles of all blocks, at most `size` a batch, of one radiometry. A block without a valid pixel goes to `empty`:
+    it needs no engine.
+    """
     tiles: _Tiles = []
     for block in blocks:
         if not block.tiles:
             empty(block)
         for tile in block.tiles:
+            if tiles and tiles[0][0].plan.radiometry != block.plan.radiometry:
+                yield _launch(tiles, flight)
+                tiles = []
             tiles.append((block, tile))
-            if len(tiles) == plan.engine.batch:
-                yield _launch(tiles, flight, scale, offset)
+            if len(tiles) == size:
+                yield _launch(tiles, flight)
                 tiles = []
     if tiles:
-        yield _launch(tiles, flight, scale, offset)
+        yield _launch(tiles, flight)
 
 
-def _launch(tiles: _Tiles, flight: deque[_Tiles], scale: NDArray[np.float32], offset: NDArray[np.float32]) -> Batch:
+def _launch(tiles: _Tiles, flight: deque[_Tiles]) -> Batch:
     flight.append(tiles)
+    used = tiles[0][0].plan.radiometry
+    scale, offset = (np.asarray(values, np.float32) for values in (used.scale, used.offset))
     pixels, valid = zip(*(block.tile(tile) for block, tile in tiles), strict=True)
     return Batch(_stacked(pixels), _stacked(valid), scale, offset)
 
@@ -250,8 +307,9 @@ def _keep(tiles: _Tiles, planes: NDArray[np.uint8], finish: Callable[[_Block], o
             finish(block)
 
 
-def _finish(plan: Plan, run: Path, block: _Block) -> BlockRecord:
+def _finish(block: _Block) -> tuple[str, BlockRecord]:
     """Write a complete block, then record it."""
+    plan, run = block.plan, block.run
     waited, start = time.perf_counter() - block.clock["start"], time.perf_counter()
     planes = dict(zip(plan.spec.planes, block.planes, strict=True))
     digest = store.write_block(run / MASK, block.window, planes)
@@ -271,7 +329,7 @@ def _finish(plan: Plan, run: Path, block: _Block) -> BlockRecord:
         seconds={"read": block.clock["read"], "wait": waited, "write": time.perf_counter() - start},
     )
     Ledger(run / LEDGER).append(record)
-    return record
+    return str(run), record
 
 
 def _plan(run: str) -> Plan:
@@ -279,7 +337,7 @@ def _plan(run: str) -> Plan:
     return _plan_as_of(path, path.stat().st_mtime_ns)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=64)
 def _plan_as_of(path: Path, _changed: int) -> Plan:
     return Plan.load(path)
 

@@ -157,6 +157,7 @@ def test_what_an_earlier_client_left_for_this_output_is_cancelled_first(foreign)
         while len(earlier.run_on_scheduler(_running_keys, "widefield-test-")) < len(left):
             time.sleep(0.05)
         with DaskExecutor(scheduler=foreign[0]) as executor:
+            executor.settle("test")
             (outcome,) = executor.run(sleep, iter([Number(0)]), "test")
         assert outcome.value == 0
         assert {future.status for future in left} <= {"cancelled", "finished"}

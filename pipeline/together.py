@@ -1,0 +1,203 @@
+"""Small scenes, many in one task: a worker takes each from its plan to its published files, and the engine's batches
+hold tiles of several of them.
+
+A scene's mask is the same bytes as if it had been segmented by itself: its plan, its grid and its engine are. A scene
+that fails is told, and the others of its group go on. A scene that turns out to be large is handed back.
+"""
+
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from pipeline import resources, workshop
+from pipeline.errors import OutputError, UsageError, WidefieldError
+from pipeline.grid import Window
+from pipeline.ledger import BlockRecord
+from pipeline.outputs import STEPS
+from pipeline.plan import GDAL_CACHE, TASK_SECONDS, Plan
+from pipeline.report import Effort
+from pipeline.schedule import prove
+from pipeline.segment import Engines, Job, SegmentRequest, finished, open_job, plan_request
+from pipeline.stop import stopping
+from pipeline.worker import Task, TaskReport, segment_together
+
+SMALL_TILES = 8
+"""Most tiles of a small scene."""
+SMALL_SECONDS = 4.0
+"""Most engine time of a small scene."""
+CHUNK = 16
+"""Scenes that go through the engine together; between two such, a worker looks at the clock."""
+THREADS = 4
+"""Scenes of a chunk that are opened or published at the same time: mostly they wait for the disk."""
+
+
+@dataclass(frozen=True)
+class SceneResult:
+    """What became of one scene."""
+
+    name: str
+    path: str
+    status: Literal["done", "unchanged", "failed"]
+    error: str | None = None
+    """One line, if it failed."""
+    seconds: float = 0.0
+    """Wall time from its plan to its published files, shared out among scenes that were done together."""
+    megapixels: float = 0.0
+
+
+@dataclass(frozen=True)
+class GroupTask:
+    """Scenes for one worker. Carries addresses only."""
+
+    requests: tuple[SegmentRequest, ...]
+    marker: str
+    """Folder whose marker tells to stop (see `pipeline.stop`)."""
+    alone: bool = False
+    """Set for a scene that is suspected of killing its worker."""
+
+    @property
+    def name(self) -> str:
+        """Of its first scene."""
+        return f"group-{self.requests[0].name}{'-alone' if self.alone else ''}"
+
+
+@dataclass(frozen=True)
+class GroupReport:
+    """What a worker did with a group."""
+
+    results: tuple[SceneResult, ...]
+    large: tuple[str, ...] = ()
+    """Names of scenes that are too large for a group."""
+    left: tuple[str, ...] = ()
+    """Names of scenes for which there was no time."""
+
+
+def perform_group(task: GroupTask) -> GroupReport:
+    """Take a group's scenes from plan to published files, until `TASK_SECONDS` are over.
+
+    Raises:
+        UsageError: the bundle is unusable, for every scene alike.
+    """
+    resources.limit_caches(GDAL_CACHE)
+    deadline, engines = time.monotonic() + TASK_SECONDS, Engines()
+    results: list[SceneResult] = []
+    large: list[str] = []
+    waiting = list(task.requests)
+    while waiting and not stopping(Path(task.marker)) and not (time.monotonic() > deadline and (results or large)):
+        chunk = _Chunk(engines, Path(task.marker))
+        chunk.work(waiting[:CHUNK])
+        results += chunk.results
+        large += chunk.large
+        waiting = waiting[CHUNK:]
+    resources.release_memory()
+    settled = {result.name for result in results} | set(large)
+    left = (request.name for request in task.requests if request.name not in settled)
+    return GroupReport(tuple(results), tuple(large), tuple(left))
+
+
+class _Chunk:
+    """Some scenes that go through the engine together."""
+
+    def __init__(self, engines: Engines, marker: Path) -> None:
+        self.engines, self.marker = engines, marker
+        self.results: list[SceneResult] = []
+        self.large: list[str] = []
+        self._records: defaultdict[str, list[BlockRecord]] = defaultdict(list)
+
+    def work(self, requests: Sequence[SegmentRequest]) -> None:
+        """Fill `results` and `large`; a scene in neither was not finished when this process was asked to stop."""
+        start = time.perf_counter()
+        with contextlib.ExitStack() as locks, ThreadPoolExecutor(THREADS, "files") as pool:
+            opened = pool.map(lambda request: self._open(request, locks), requests)
+            jobs = self._segment([job for job in opened if job is not None])
+            list(pool.map(lambda job: self._publish(job, start), jobs))
+        seconds = (time.perf_counter() - start) / max(len(requests), 1)
+        self.results = [replace(result, seconds=seconds) for result in self.results]
+
+    def _open(self, request: SegmentRequest, locks: contextlib.ExitStack) -> Job | None:
+        """The job of a scene; None where there is none: it failed, is large, or has a result already."""
+        with self._told(request):
+            here = replace(request.options, stage=bool(request.options.stage))  # strips too are read where they lie
+            plan = plan_request(replace(request, options=here), self.engines)
+            if not is_small(plan):
+                self.large.append(request.name)
+                return None
+            locks.enter_context(workshop.locked(request.workshop))
+            if finished(request, plan) is None:
+                return open_job(request, plan)
+            self.results.append(_result(request, plan, "unchanged"))
+        return None
+
+    @contextlib.contextmanager
+    def _told(self, request: SegmentRequest) -> Iterator[None]:
+        """A failure of one scene is its result; one that all would share is raised."""
+        try:
+            yield
+        except Exception as error:  # whatever a scene raises must not stop the others
+            if isinstance(error, UsageError) and not isinstance(error, OutputError):
+                raise
+            self.results.append(SceneResult(request.name, request.scene.path, "failed", line(error)))
+
+    def _segment(self, jobs: Sequence[Job]) -> list[Job]:
+        """Segment all blocks that are left; returns the jobs whose blocks are all done."""
+        by_engine: defaultdict[str, list[Job]] = defaultdict(list)
+        for job in jobs:
+            by_engine[job.plan.engine.digest].append(job)
+        for alike in by_engine.values():
+            try:
+                self._run(alike)
+            except Exception:  # noqa: BLE001 - one scene's fault: it is found scene by scene
+                self._one_by_one(alike)
+        return [job for job in jobs if not _left(job, self._records[str(job.run)])]
+
+    def _run(self, jobs: Sequence[Job]) -> None:
+        tasks = [Task(str(job.run), tuple(left)) for job in jobs if (left := _left(job, self._records[str(job.run)]))]
+        if tasks:
+            for run, record in segment_together(tasks, lambda _: stopping(self.marker)):
+                self._records[run].append(record)
+
+    def _one_by_one(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            with self._told(job.request):
+                self._run([job])
+
+    def _publish(self, job: Job, start: float) -> None:
+        """All outputs of a scene whose blocks are done, on this worker."""
+        fresh = self._records[str(job.run)]
+        records = [*job.records.values(), *fresh]
+        effort = Effort()
+        effort.add(TaskReport(0.0, None, resources.peak_memory(), tuple(fresh)))
+
+        def publish(steps: Sequence[str]) -> None:
+            for step in steps:
+                STEPS[step](job.plan, job.run)
+
+        with self._told(job.request):
+            prove(job.plan, records)
+            job.complete(records, effort, publish, start)
+            job.exchange()
+            self.results.append(_result(job.request, job.plan, "done"))
+
+
+def is_small(plan: Plan) -> bool:
+    """Whether a scene is done with others in one task: few tiles, little time, and nothing to stage."""
+    return plan.costs.tiles <= SMALL_TILES and plan.costs.seconds <= SMALL_SECONDS and not plan.stage
+
+
+def _left(job: Job, fresh: Sequence[BlockRecord]) -> list[Window]:
+    return job.plan.remaining([*job.records, *((record.row, record.col) for record in fresh)])
+
+
+def _result(request: SegmentRequest, plan: Plan, status: Literal["done", "unchanged"]) -> SceneResult:
+    return SceneResult(request.name, request.scene.path, status, megapixels=plan.grid.scene.pixels / 1e6)
+
+
+def line(error: Exception) -> str:
+    """What an exception says, on one line."""
+    text = str(error) if isinstance(error, WidefieldError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())
