@@ -31,6 +31,8 @@ FINEST_PRINT = 20e-6
 
 _UNITS = {"m": 1.0, "dm": 1e-1, "cm": 1e-2, "mm": 1e-3, "µm": 1e-6, "nm": 1e-9, "pm": 1e-12, "Å": 1e-10, "in": 0.0254}
 """Metres of OME's units of length."""
+_IMAGEJ_UNITS = {"micron": 1e-6, "um": 1e-6, "\\u00B5m": 1e-6, "inch": 0.0254, **_UNITS}
+"""Metres of the units that ImageJ writes."""
 _DOTS_PER = {"2": 0.0254, "3": 0.01}
 """Metres of TIFF's units of resolution."""
 _DESCRIPTION = "TIFFTAG_IMAGEDESCRIPTION"
@@ -168,9 +170,11 @@ def _point_shift() -> float:
 
 
 def physical_size(tags: Mapping[str, str]) -> tuple[float, float] | None:
-    """Metres per row and column of a slide, by its tags: OME-XML, else Aperio's `MPP`, else a fine TIFF resolution."""
+    """Metres per row and column of a slide, by its tags: OME-XML, ImageJ's unit, Aperio's `MPP`, or a fine TIFF
+    resolution.
+    """
     text = tags.get(_DESCRIPTION, "")
-    found = _ome_size(text) or _aperio_size(text) or _print_size(tags)
+    found = _ome_size(text) or _imagej_size(text, tags) or _aperio_size(text) or _print_size(tags)
     return found if found and all(0 < size < math.inf for size in found) else None
 
 
@@ -188,6 +192,13 @@ def _ome_size(text: str) -> tuple[float, float] | None:
     return (rows, cols) if math.isfinite(rows + cols) else None
 
 
+def _imagej_size(text: str, tags: Mapping[str, str]) -> tuple[float, float] | None:
+    found = re.search(r"^unit=(.+?)\s*$", text, re.MULTILINE) if text.startswith("ImageJ=") else None
+    unit = _IMAGEJ_UNITS.get(found[1], math.nan) if found else math.nan
+    rows, cols = _dots(tags)
+    return (unit / rows, unit / cols) if math.isfinite(unit) and min(rows, cols) > 0 else None
+
+
 def _aperio_size(text: str) -> tuple[float, float] | None:
     found = re.search(r"\|\s*MPP\s*=\s*([^|\s]+)", text) if text.startswith("Aperio") else None
     size = _number(found[1]) * 1e-6 if found else math.nan
@@ -196,10 +207,15 @@ def _aperio_size(text: str) -> tuple[float, float] | None:
 
 def _print_size(tags: Mapping[str, str]) -> tuple[float, float] | None:
     unit = _DOTS_PER.get(tags.get("TIFFTAG_RESOLUTIONUNIT", "")[:1], math.nan)
-    dots = [_number(tags.get(f"TIFFTAG_{axis}RESOLUTION")) for axis in "YX"]
-    if not all(dot > 0 and unit / dot <= FINEST_PRINT for dot in dots):
+    rows, cols = _dots(tags)
+    if not all(dots > 0 and unit / dots <= FINEST_PRINT for dots in (rows, cols)):
         return None
-    return unit / dots[0], unit / dots[1]
+    return unit / rows, unit / cols
+
+
+def _dots(tags: Mapping[str, str]) -> tuple[float, float]:
+    """Rows and columns of a TIFF's unit of resolution."""
+    return _number(tags.get("TIFFTAG_YRESOLUTION")), _number(tags.get("TIFFTAG_XRESOLUTION"))
 
 
 def _number(text: str | None) -> float:

@@ -128,6 +128,11 @@ TAGS = {
     "OME in pixels": ({"IMAGEDESCRIPTION": OME.format(1, 1, ' PhysicalSizeXUnit="pixel"')}, None),
     "OME of nothing": ({"IMAGEDESCRIPTION": OME.format(0, -1, "")}, None),
     "Aperio": ({"IMAGEDESCRIPTION": "Aperio Image|AppMag = 20|MPP = 0.4990|Left = 2"}, (4.99e-7, 4.99e-7)),
+    "ImageJ": (
+        {"IMAGEDESCRIPTION": "ImageJ=1.53\nunit=micron\n", "XRESOLUTION": "4", "YRESOLUTION": "2"},
+        (5e-7, 2.5e-7),
+    ),
+    "ImageJ without a unit": ({"IMAGEDESCRIPTION": "ImageJ=1.53\n", "XRESOLUTION": "4", "YRESOLUTION": "2"}, None),
     "a scanner": ({"XRESOLUTION": "40000", "YRESOLUTION": "20000", "RESOLUTIONUNIT": "3 (pixels/cm)"}, (5e-7, 2.5e-7)),
     "a print": ({"XRESOLUTION": "300", "YRESOLUTION": "300", "RESOLUTIONUNIT": "2 (pixels/inch)"}, None),
     "no unit": ({"XRESOLUTION": "40000", "YRESOLUTION": "40000", "RESOLUTIONUNIT": "1 (unitless)"}, None),
