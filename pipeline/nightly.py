@@ -18,6 +18,7 @@ from pipeline.archive import Entry, Trust, list_archive
 from pipeline.executors import Executor
 from pipeline.many import ArchiveListener, ManyScenes, Wanted
 from pipeline.outputs import RUN
+from pipeline.publish.collection import collect
 from pipeline.publish.files import write_text
 from pipeline.report import asked
 from pipeline.segment import SegmentRequest
@@ -149,6 +150,7 @@ def _report(request: ArchiveRequest, started: str, results: Sequence[SceneResult
     out: Path = request.pattern.out
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / REPORT, json.dumps(report.to_json(), indent=1) + "\n")
+    collect(out, request.archive, (result.name for result in ordered), complete=request.match is None)
     return report
 
 

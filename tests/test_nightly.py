@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from drawn_bundle import draw_bundle
@@ -52,6 +53,20 @@ def test_the_report_lies_in_the_folder_of_outputs(night, tmp_path):
     told = json.loads((tmp_path / "out/archive.json").read_text())
     assert told == json.loads(json.dumps(report.to_json()))
     assert (told["schema"], told["counts"]) == (1, {"done": 2, "unchanged": 0, "failed": 1})
+
+
+def test_a_collection_leads_to_all_results_and_forgets_removed_scenes(night, tmp_path):
+    def linked():
+        links = json.loads((tmp_path / "out/collection.json").read_text())["links"]
+        return [link["href"] for link in links if link["rel"] == "item"]
+
+    segment_archive(night, SerialExecutor())
+    assert linked() == ["./a/item.json", "./deep/c/item.json"]
+    (tmp_path / "archive/a.tif").unlink()
+    segment_archive(replace(night, match="deep/*"), SerialExecutor())
+    assert linked() == ["./a/item.json", "./deep/c/item.json"]
+    segment_archive(night, SerialExecutor())
+    assert linked() == ["./deep/c/item.json"]
 
 
 def test_the_second_night_does_only_what_is_new_or_has_changed(night, tmp_path):

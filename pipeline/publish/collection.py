@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from pipeline.publish.files import write_text
 from pipeline.publish.geometry import union
@@ -86,6 +86,29 @@ def write_collection(
     }
     _write(out / COLLECTION, collection)
     return problems
+
+
+def collect(out: Path, archive: str, names: Iterable[str], *, complete: bool = True) -> None:
+    """Write the collection of `archive`: of the results below `out` with these names, as far as there are any.
+
+    With `complete` false, only a part of the archive was looked at: results that the collection holds stay in it.
+
+    Raises:
+        OutputError: `out` or an item cannot be written.
+    """
+    folders = {out / name for name in names} | (set() if complete else _linked(out))
+    results = [folder for folder in folders if folder.is_relative_to(out) and (folder / ITEM).is_file()]
+    name = archive.rstrip("/").rpartition("/")[2].removesuffix(".json") or "archive"
+    write_collection(out, results, id=name, description=f"The class of each pixel of the scenes of {name}.")
+
+
+def _linked(out: Path) -> set[Path]:
+    """Folders of the results that the collection leads to now."""
+    try:
+        links = json.loads((out / COLLECTION).read_text(encoding="utf-8"))["links"]
+        return {out / unquote(link["href"]).removesuffix(f"/{ITEM}") for link in links if link["rel"] == "item"}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 def _entries(out: Path, results: Iterable[Path]) -> tuple[list[_Entry], list[str]]:
