@@ -233,7 +233,7 @@ def make_plan(
     notes += place_notes(scene.georef)
     grid = TileGrid(scene.height, scene.width, engine.tile, spec.halo, spec.stride)
     block = nearest_block(grid, options.block)
-    stage = (not scene.tiled or scene.remote) if options.stage is None else options.stage
+    stage = scene.slow if options.stage is None else options.stage
     task_blocks = _task_blocks(grid, block, engine, options.workers)
     plan = Plan(
         scene=scene.address,

@@ -128,6 +128,8 @@ class Scene:
         """False: strips of the file's full width."""
         self.remote = any(raster.admitted.remote for raster in self._rasters)
         """Whether pixels come over a network."""
+        self.slow = self.remote or not self.tiled or any(raster.driver.startswith("JP2") for raster in self._rasters)
+        """Whether reading a window costs much more than its pixels: strips, a network, JPEG 2000."""
         self.colours = first.colours
         """Whether the file has a colour table."""
         self.compression = ", ".join(dict.fromkeys(raster.compression for raster in self._rasters))

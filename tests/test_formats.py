@@ -97,6 +97,7 @@ def test_pictures_are_scenes(tmp_path, name, dtype):
     with open_scene(SceneAddress(str(path))) as scene:
         assert (len(scene.bands), scene.dtype, scene.georef.transform) == (3, dtype, None)
         assert scene.origin["driver"] == driver
+        assert scene.slow
     assert agrees(path)
 
 
@@ -194,6 +195,15 @@ def test_pictures_that_are_cut_off_are_errors(tmp_path, name):
     path = write_tiff(tmp_path / name, noise(3, 400, 400), driver=driver, crs=None, transform=None)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(UnreadableError):
+        read(path, Window(0, 0, 400, 400))
+
+
+@pytest.mark.parametrize(("name", "driver"), [("a.png", "PNG"), ("a.jpg", "JPEG")])
+def test_pictures_that_are_damaged_in_the_middle_are_errors(tmp_path, name, driver):
+    path = write_tiff(tmp_path / name, noise(3, 400, 400), driver=driver)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2] + bytes(2000) + data[len(data) // 2 + 2000 :])
+    with pytest.raises(UnreadableError, match="truncated or corrupt"):
         read(path, Window(0, 0, 400, 400))
 
 
