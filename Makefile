@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: setup demo lint test bench clean
+.PHONY: setup demo lint test test-nasty bench clean
 
 setup: .venv/.done  ## a virtual environment with pinned versions and this project in it
 
@@ -22,6 +22,9 @@ lint: setup  ## style, types, arrows
 
 test: lint  ## everything that CI runs
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+test-nasty: setup  ## every file of the nasty archive, in processes of their own; writes docs/nasty.md
+	$(BIN)/python -m tests.nasty
 
 bench: setup  ## every figure of docs/performance.md: Markdown, and JSON in runs/bench.json
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,bench]"

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 WIDE = 200
 """Columns of a table where no terminal says how many it has."""
@@ -14,22 +15,27 @@ out = Console(width=None if sys.stdout.isatty() else WIDE)
 err = Console(stderr=True, width=None if sys.stderr.isatty() else WIDE)
 
 
+def plain(text: object) -> str:
+    """`text` without what a terminal would obey: names of files may hold escape sequences, or be no text at all."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
 def complain(message: object) -> None:
     """One line on standard error."""
     text = " ".join(str(message).split())
-    err.print(f"widefield: {text}", style="red", markup=False, highlight=False, soft_wrap=True)
+    err.print(f"widefield: {plain(text)}", style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def say(message: object) -> None:
-    """One line on standard output, exactly as it is."""
-    out.print(str(message), markup=False, highlight=False, soft_wrap=True)
+    """One line on standard output, as it is."""
+    out.print(plain(message), markup=False, highlight=False, soft_wrap=True)
 
 
 def rows(pairs: list[tuple[str, str]]) -> Table:
     """(label, value) rows without a frame."""
     table = Table(show_header=False, box=None)
     for label, value in pairs:
-        table.add_row(f"[bold]{label}", value)
+        table.add_row(f"[bold]{label}", Text(plain(value)))
     return table
 
 
@@ -48,7 +54,7 @@ def summary(facts: dict[str, Any], folder: Path) -> Table:
     """What a run did, from the facts of its run.json."""
     coverage, blocks, engine, memory = (facts[key] for key in ("coverage", "blocks", "engine", "memory"))
     title = f"{folder}" + (" (unchanged: nothing was left to do)" if facts.get("unchanged") else "")
-    table = Table("what", "value", title=title, title_justify="left")
+    table = Table("what", "value", title=Text(plain(title)), title_justify="left")
     for entry in facts["classes"]:
         values = (f"{entry['share']:.2%}", f"{entry['pixels']:,} px", area(entry["area_m2"]))
         table.add_row(entry["name"], "  ".join(filter(None, values)))
@@ -62,7 +68,7 @@ def summary(facts: dict[str, Any], folder: Path) -> Table:
     peak, planned = memory["peak_bytes"] / 1e9, memory["planned_bytes"] / 1e9
     table.add_row("memory", f"{peak:.2f} GB of {planned:.2f} GB planned")
     for note in facts["notes"]:
-        table.add_row("note", note)
+        table.add_row("note", Text(plain(note)))
     return table
 
 

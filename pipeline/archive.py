@@ -5,6 +5,7 @@ the fingerprints of 10^4 scenes cost no further request. What cannot be a scene 
 """
 
 import fnmatch
+import os
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -65,7 +66,8 @@ class Found:
 
 def is_archive(path: str) -> bool:
     """Whether `path` means many scenes: a folder, or an address that does not end as a raster does."""
-    return Path(local_path(path)).is_dir() or (is_address(path) and not path.lower().endswith((*SUFFIXES, SCENE_FILE)))
+    folder = os.path.isdir(local_path(path))  # noqa: PTH112 - Path.is_dir raises where a name is too long
+    return folder or (is_address(path) and not path.lower().endswith((*SUFFIXES, SCENE_FILE)))
 
 
 def list_archive(

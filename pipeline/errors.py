@@ -7,11 +7,11 @@
     ├── SceneError              this scene cannot be segmented; others go on
     │   ├── UnreadableError     missing, not an image, truncated, of a type that is not supported
     │   ├── RefusedError        what the source policy does not allow: nothing of it was opened
-    │   └── PlanError           bands, type, resolution, memory or disk do not fit: the numbers and the way out
+    │   ├── PlanError           bands, type, resolution, memory or disk do not fit: the numbers and the way out
+    │   └── IncompleteError     some blocks failed: nothing was published, a rerun tries only those
     ├── EngineError             no engine can be built or loaded, or it failed its parity gate
     ├── TrainingError           no chips, a non-finite loss
     ├── LabelError              labels that do not fit their scenes
-    ├── IncompleteError         some blocks failed: nothing was published, a rerun tries only those
     └── VerifyError             stored results do not agree with their records
 
 Foreign exceptions (rasterio, zarr, fsspec, OSError) become these where a scene is opened or read, and nowhere else.
@@ -60,7 +60,7 @@ class LabelError(WidefieldError):
     """Labels are missing, of another place, or of another class table."""
 
 
-class IncompleteError(WidefieldError):
+class IncompleteError(SceneError):
     """Some blocks failed: nothing was published, and a rerun tries only those."""
 
 

@@ -10,6 +10,7 @@ into place: readers and a killed writer's successor find a whole shard or none, 
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -282,10 +283,10 @@ def sweep(path: Path | str) -> int:
 
 
 def folder_bytes(path: Path) -> int:
-    """Bytes of a file, or of all files below a folder."""
-    files = path.rglob("*") if path.is_dir() else [path]
+    """Bytes of a file, or of all files below a folder; what another process removes meanwhile does not count."""
+    found = [path] if path.is_file() else [Path(at, name) for at, _, names in os.walk(path) for name in names]
     total = 0
-    for file in files:
+    for file in found:
         with contextlib.suppress(FileNotFoundError):  # a living writer has just renamed it
-            total += file.stat().st_size if file.is_file() else 0
+            total += file.stat().st_size
     return total

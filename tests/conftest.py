@@ -1,4 +1,5 @@
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,18 @@ def site(tmp_path_factory):
     """A Prefect server on the loopback interface with the settings of `infra/`, a password, and a worker's pool."""
     with served(tmp_path_factory.mktemp("site")) as site:
         yield site
+
+
+@pytest.fixture
+def widefield(monkeypatch, capsys):
+    """Run the command; (exit status, standard output, standard error)."""
+
+    from flows import cli
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["widefield", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return end.value.code or 0, *capsys.readouterr()
+
+    return run

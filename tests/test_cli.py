@@ -12,24 +12,10 @@ import pytest
 from drawn_scenes import noise, write_tiff
 from filelock import FileLock
 
-from flows import cli
 from pipeline.plan import Plan
 
 COMMANDS = ("plan", "segment", "train", "evaluate", "verify", "clean")
 TILED = {"tiled": True, "blockxsize": 128, "blockysize": 128}
-
-
-@pytest.fixture
-def widefield(monkeypatch, capsys):
-    """Run the command; (exit status, standard output, standard error)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["widefield", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return end.value.code or 0, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture
@@ -274,3 +260,11 @@ def test_plan_loads_neither_torch_nor_prefect(scene, bundle):
     command = [sys.executable, "-c", code, scene, "--bundle", bundle, "--engine", "null"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("name", ["two\nlines.tif", "\x1b[31mred.tif", "[bold]x[link=y].tif"])
+def test_a_name_that_a_user_gives_may_hold_anything_and_the_terminal_obeys_none_of_it(segment, tmp_path, name):
+    code, out, _ = segment(write_tiff(tmp_path / name, noise(3, 30, 30)))
+    assert code == 0
+    assert "\x1b" not in out
+    assert name.removesuffix(".tif").encode("unicode_escape").decode() in out

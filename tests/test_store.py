@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -212,3 +213,18 @@ def test_what_is_no_image_store_is_refused(tmp_path, mask):
     for path in (tmp_path / "none.zarr", mask):
         with pytest.raises(UnreadableError, match="not a staged image"):
             store.open_image(path)
+
+
+def test_folders_that_vanish_while_they_are_counted_do_not_count(tmp_path):
+    def come_and_go():
+        for _ in range(20):
+            (tmp_path / "cache/a/b/c").mkdir(parents=True)
+            (tmp_path / "cache/a/b/c/file").write_bytes(b"12345")
+            shutil.rmtree(tmp_path / "cache/a")
+
+    with ThreadPoolExecutor() as pool:
+        work, sizes = pool.submit(come_and_go), set()
+        while not work.done():
+            sizes.add(store.folder_bytes(tmp_path))
+    work.result()
+    assert sizes <= {0, 5}

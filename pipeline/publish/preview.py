@@ -97,12 +97,16 @@ def write_preview(
     resolution = georef.resolution(source.height, source.width)
     if resolution is not None:
         _draw_scale(draw, layout, resolution * source.width / layout.cols)
-    draw.text((_MARGIN, 20), title, _INK, _font(22), anchor="lt")
+    draw.text((_MARGIN, 20), _one_line(title), _INK, _font(22), anchor="lt")
     draw.text((_MARGIN, 52), _facts(source, resolution, confidence), _FAINT, _font(15), anchor="lt")
     _draw_legend(draw, lines, _HEADER + layout.height + _GAP)
-    draw.text((_MARGIN, height - _MARGIN), attribution, _FAINT, _font(12), anchor="lb")
+    draw.text((_MARGIN, height - _MARGIN), _one_line(attribution), _FAINT, _font(12), anchor="lb")
     with replacing(out) as draft:
         picture.save(draft, "PNG")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _footer(lines: int) -> int:
