@@ -25,7 +25,7 @@ def main():
     cases = [case for case in all_cases(data) if not options.files or case.path in options.files]
     with tempfile.TemporaryDirectory() as folder:
         files, found = unpack(data, Path(folder) / "files", options.files), []
-        for outcome in outcomes(cases, files, Path(folder) / "work", engine=options.engine):
+        for outcome in outcomes(cases, files, Path(folder) / "work", engine=options.engine, trust=options.trust):
             found.append(outcome)
             say(json.dumps(asdict(outcome)) if options.json else str(outcome))
     if not options.files:
@@ -43,6 +43,7 @@ def arguments():
     """What the command line says."""
     parser = argparse.ArgumentParser(prog="python -m tests.nasty")
     parser.add_argument("--engine", default="null", choices=["null", "torch"])
+    parser.add_argument("--trust", default="named", choices=["named", "untrusted"])
     parser.add_argument("--json", action="store_true", help="one line of JSON for each file")
     parser.add_argument("files", nargs="*", help="as named in expected.csv; all, and the page is written, if none is")
     return parser.parse_args()

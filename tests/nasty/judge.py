@@ -17,6 +17,7 @@ from pipeline.errors import SceneError
 from pipeline.executors import SerialExecutor
 from pipeline.grid import Window
 from pipeline.plan import PlanOptions
+from pipeline.policy import SourcePolicy
 from pipeline.scene import SceneAddress, open_scene
 from pipeline.segment import SegmentRequest, segment_scene
 from tests.drawn_bundle import drawn_network, drawn_spec
@@ -31,9 +32,9 @@ FOREIGN = re.compile(r": [A-Z][A-Za-z]*(Error|Exception|Warning): ")
 """An exception of somebody else's, passed on as the reason: it names no cause."""
 
 
-def judge(file, name, work, *, engine="null"):
+def judge(file, name, work, *, engine="null", trust="named"):
     """(status, reason) of one file. Works below the folder `work`, where bundles are kept for the files to come."""
-    address = SceneAddress(str(file))
+    address = SceneAddress(str(file), policy=SourcePolicy(trust=trust))
     try:
         with open_scene(address) as scene:
             shape = scene.height, scene.width

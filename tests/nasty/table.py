@@ -13,6 +13,7 @@ CAUSES = (
     ("more pixels or blocks than GDAL or the policy allows", r"Too many blocks|Too large image size"),
     ("codec that this build of GDAL lacks", r"missing codec"),
     ("not a TIFF, whatever its name says", r"is not a TIFF"),
+    ("shorter than its blocks claim", r"is truncated or corrupt"),
     ("pixels truncated or corrupt", r"cannot be read at"),
     ("georeference that places nothing", r"RPCs"),
     ("header truncated or corrupt", r"cannot be opened"),
