@@ -6,6 +6,7 @@ Paths are relative to the scene file. A file may be coarser than the first by a 
 """
 
 import posixpath
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
@@ -62,8 +63,10 @@ def read_bands(name: str, policy: SourcePolicy) -> tuple[tuple[str, str], ...]:
         ) from error
     folder = name.rpartition("/")[0]
     paths = {band: _beside(folder, path) for band, path in said.bands.items()}
+    limited = policy.trust != "named" and not policy.roots
+    within = replace(policy, roots=(folder or ".",)) if limited else policy  # what is not trusted names its neighbours
     for path in paths.values():
-        policy.locate(path)
+        within.locate(path)
     return tuple(paths.items())
 
 
