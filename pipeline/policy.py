@@ -157,7 +157,10 @@ class SourcePolicy:
                 continue
             seen.add(path)
             self._check_below_roots(str(source), f"{source} (a source of {vrt})")
-            _, known = self._recognise(str(source), locate(str(source)))
+            file = locate(str(source))
+            _, known = self._recognise(str(source), file)
+            for neighbour, _ in sidecars(file):
+                self._check_sidecar(neighbour)
             if known is not None:
                 _check_suffix(str(source), known)
                 if known.driver == VRT:

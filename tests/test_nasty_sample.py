@@ -31,16 +31,16 @@ SEGMENTED = (
 )
 REFUSED = {
     f"{GDAL}/cint16.tif": "pixel type not supported",
-    f"{GDAL}/byte_truncated.tif": "pixels truncated or corrupt",
+    f"{GDAL}/byte_truncated.tif": "shorter than its blocks claim",
     f"{GDAL}/byte_zstd_corrupted.tif": "pixels truncated or corrupt",
-    f"{GDAL}/excessive-memory-TIFFFillStrip2.tif": "more bands than allowed",
+    f"{GDAL}/excessive-memory-TIFFFillStrip2.tif": "shorter than its blocks claim",
     f"{GDAL}/scanline_more_than_2GB.tif": "a block larger than memory allows",
     f"{GDAL}/toomanyblocks.tif": "more pixels or blocks than GDAL or the policy allows",
     f"{GDAL}/gtiff/unsupported_codec_unknown.tif": "codec that this build of GDAL lacks",
     f"{FUZZ}/divide_by_zero/id=000000,sig=06,src=000036,op=havoc,rep=4": "header truncated or corrupt",
-    f"{FUZZ}/inf_loop/id=000029,src=000556+000125,op=splice,rep=64": "header truncated or corrupt",
+    f"{FUZZ}/inf_loop/id=000029,src=000556+000125,op=splice,rep=64": "shorter than its blocks claim",
     f"{FUZZ}/oom_crash/id=000000,sig=06,src=000000,op=havoc,rep=2": "pixels truncated or corrupt",
-    "rasterio/corrupt.tif": "pixels truncated or corrupt",
+    "rasterio/corrupt.tif": "shorter than its blocks claim",
 }
 
 
