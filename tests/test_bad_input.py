@@ -79,7 +79,7 @@ def a_folder(path):
 
 
 BAD = {
-    "not-an-image": (not_an_image, "is not a"),
+    "not-an-image": (not_an_image, "is no raster of a known format"),
     "zero-size": (zero_size, "is empty"),
     "cut-in-the-middle": (cut(0.6), "truncated"),
     "cut-in-the-header": (cut(0.0002), "cannot be opened"),
