@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from pipeline.catalogue import Catalogue, is_catalogue
 from pipeline.errors import SceneError, UsageError
 from pipeline.files import is_address, local_path
 from pipeline.outputs import MASK
@@ -65,9 +66,11 @@ class Found:
 
 
 def is_archive(path: str) -> bool:
-    """Whether `path` means many scenes: a folder, or an address that does not end as a raster does."""
+    """Whether `path` means many scenes: a folder, a STAC file, or an address that does not end as a raster does."""
     folder = os.path.isdir(local_path(path))  # noqa: PTH112 - Path.is_dir raises where a name is too long
-    return folder or (is_address(path) and not path.lower().endswith((*SUFFIXES, SCENE_FILE)))
+    if folder or is_catalogue(path):
+        return True
+    return is_address(path) and not path.lower().endswith((*SUFFIXES, SCENE_FILE))
 
 
 def list_archive(
@@ -88,16 +91,20 @@ def list_archive(
         UsageError: there is no such archive, or it cannot be listed at all.
     """
     pattern = pattern or SceneAddress("")
-    place = _Place.of(archive, out)
-    policy = replace(pattern.policy, trust=trust, roots=(place.root,))
-    found, bad = _found(place, match, replace(pattern, policy=policy))
+    if is_catalogue(archive):
+        found, bad, infos = *_in_catalogue(archive, trust, match, pattern), None
+    else:
+        place = _Place.of(archive, out)
+        policy = replace(pattern.policy, trust=trust, roots=(place.root,))
+        found, bad = _found(place, match, replace(pattern, policy=policy))
+        bad, infos = [*place.problems, *bad], place.infos
     good, misnamed = judged(found)
-    bad += [*place.problems, *misnamed]
+    bad += misnamed
     scenes: list[Entry] = []
     for each in good:
         try:
-            size = place.infos.get(each.address.path, {}).get("size")
-            scenes.append(Entry(each.name, each.address, fingerprint(each.address, place.infos), size))
+            size = (infos or {}).get(each.address.path, {}).get("size")
+            scenes.append(Entry(each.name, each.address, fingerprint(each.address, infos), size))
         except (SceneError, OSError) as error:
             bad.append((each.name, reason(error)))
     return Listing(tuple(scenes), tuple(sorted(bad)))
@@ -122,6 +129,17 @@ class _Place:
         if place.is_file():
             raise UsageError(f"{archive} is one file: give a folder, an address, or a STAC catalogue (.json)")
         raise UsageError(f"{archive}: no such file or folder")
+
+
+def _in_catalogue(
+    archive: str, trust: Trust, match: str | None, pattern: SceneAddress
+) -> tuple[list[Found], list[Problem]]:
+    href = archive if is_address(archive) else str(Path(local_path(archive)).absolute())
+    policy = replace(pattern.policy, trust=trust, roots=(href.rpartition("/")[0],))
+    walk = Catalogue(replace(pattern, policy=policy), SUFFIXES)
+    walk.read(href)
+    scenes = (Found(name, address) for name, address in walk.scenes)
+    return [each for each in scenes if match is None or fnmatch.fnmatchcase(each.name, match)], walk.problems
 
 
 def _found(place: _Place, match: str | None, pattern: SceneAddress) -> tuple[list[Found], list[Problem]]:

@@ -220,9 +220,14 @@ class DaskExecutor:
         token, path = uuid.uuid4().hex, self.shared / f".token-{uuid.uuid4().hex}"
         path.write_text(token, encoding="ascii")
         try:
-            seen = client.run(_read_token, str(path.absolute()))
+            seen = client.run(_read_token, str(path.absolute()), on_error="return")
         finally:
             path.unlink()
+        lacking = sorted(address for address, answer in seen.items() if "ModuleNotFoundError" in repr(answer))
+        if lacking:
+            raise OutputError(
+                f"{len(lacking)} of {len(seen)} workers lack widefield ({lacking[0]}): install the same version there"
+            )
         blind = sorted(address for address, answer in seen.items() if answer != token)
         if blind:
             raise OutputError(

@@ -53,6 +53,8 @@ def test_the_report_lies_in_the_folder_of_outputs(night, tmp_path):
     told = json.loads((tmp_path / "out/archive.json").read_text())
     assert told == json.loads(json.dumps(report.to_json()))
     assert (told["schema"], told["counts"]) == (1, {"done": 2, "unchanged": 0, "failed": 1})
+    links = json.loads((tmp_path / "out/collection.json").read_text())["links"]
+    assert [link["href"] for link in links if link["rel"] == "item"] == ["./a/item.json", "./deep/c/item.json"]
 
 
 def test_a_collection_leads_to_all_results_and_forgets_removed_scenes(night, tmp_path):
