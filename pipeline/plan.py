@@ -294,8 +294,8 @@ def _costs(
         tasks=-(-len(blocks) // task_blocks),
         staged_bytes=decoded if stage else 0,
         read_bytes=sum(grid.source(window).pixels for window in blocks) * pixel_bytes,
-        # The store; of each file its levels, compressed tile by tile, and then put together.
-        written_bytes=grid.scene.pixels * sum(1 + 8 * size // 3 + 1 for size in published),
+        # The store, and the levels of each file.
+        written_bytes=grid.scene.pixels * sum(1 + 4 * size // 3 + 1 for size in published),
         free_bytes=shutil.disk_usage(_existing(out)).free,
         # GDAL keeps the block it decodes, however large, and its compressed or wider form beside it.
         peak_bytes=engine.peak_bytes

@@ -1,6 +1,7 @@
 import struct
 import zlib
 from contextlib import ExitStack
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import rasterio
 from drawn_scenes import write_tiff as draw_tiff
 from rio_cogeo import cog_validate
 
-from pipeline.publish import tiff
+from pipeline.publish import spool, tiff
 from pipeline.publish.spool import Spool
 from pipeline.publish.tiff import Level, read_tags, write_tiff
 
@@ -20,26 +21,26 @@ def template(path, **profile):
     return read_tags(draw_tiff(path, np.zeros((1, TILE, TILE), np.uint8), **(tiled | profile)))
 
 
-def spooled(folder, plane, order=1):
-    """A level whose tiles arrive in reading order, or backwards."""
+def spooled(folder, plane, strip=99):
+    """A level whose tiles arrive row by row, strip by strip."""
     height, width = plane.shape
-    spool = Spool(folder, (-(-height // TILE), -(-width // TILE)))
+    tiles = Spool(folder, (-(-height // TILE), -(-width // TILE)))
     places = [(row, col) for row in range(0, height, TILE) for col in range(0, width, TILE)]
-    for row, col in places[::order]:
+    for row, col in sorted(places, key=lambda place: (place[1] // (strip * TILE), *place)):
         tile = np.full((TILE, TILE), 255, np.uint8)
         part = plane[row : row + TILE, col : col + TILE]
         tile[: part.shape[0], : part.shape[1]] = part
-        spool.put(row // TILE, col // TILE, zlib.compress(tile.tobytes()))
-    return Level(height, width, spool)
+        tiles.put(row // TILE, col // TILE, zlib.compress(tile.tobytes()))
+    return Level(height, width, tiles)
 
 
-def written(tmp_path, plane, *, big=False, order=1):
-    return assembled(tmp_path, plane, template(tmp_path / "template.tif"), big=big, order=order)
+def written(tmp_path, plane, *, big=False, strip=99):
+    return assembled(tmp_path, plane, template(tmp_path / "template.tif"), big=big, strip=strip)
 
 
-def assembled(tmp_path, plane, tags, *, big=False, order=1):
+def assembled(tmp_path, plane, tags, *, big=False, strip=99):
     with ExitStack() as stack, (tmp_path / "out.tif").open("wb") as file:
-        levels = [spooled(tmp_path, plane[::step, ::step], order) for step in (1, 2, 4)]
+        levels = [spooled(tmp_path, plane[::step, ::step], strip) for step in (1, 2, 4)]
         for level in levels:
             stack.enter_context(level.spool)
         write_tiff(file, tags, levels, big=big)
@@ -65,8 +66,28 @@ def test_gdal_reads_every_level_and_the_tags_of_the_template(tmp_path, big):
             np.testing.assert_array_equal(file.read(1), drawn()[:: 2 << level, :: 2 << level])
 
 
-def test_the_bytes_do_not_depend_on_the_order_in_which_tiles_came(tmp_path):
-    assert written(tmp_path, drawn()).read_bytes() == written(tmp_path, drawn(), order=-1).read_bytes()
+@pytest.mark.parametrize("piece", [1 << 22, 1000])
+def test_the_bytes_do_not_depend_on_the_strips_in_which_tiles_came(tmp_path, monkeypatch, piece):
+    plain = written(tmp_path, drawn()).read_bytes()
+    monkeypatch.setattr(spool, "_PIECE", piece)
+    assert plain == written(tmp_path, drawn(), strip=1).read_bytes() == written(tmp_path, drawn(), strip=3).read_bytes()
+
+
+def test_what_has_been_moved_is_on_the_disk_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(spool, "_PIECE", 1000)
+    with spooled(tmp_path, drawn(), strip=2).spool as tiles, (tmp_path / "x").open("wb") as out:
+        whole, held = tiles.size, []
+        out_write = out.write
+        watched = SimpleNamespace(
+            seek=out.seek,
+            write=lambda piece: (
+                held.append(sum(path.stat().st_size for path in tmp_path.glob("*.tiles"))),
+                out_write(piece),
+            ),
+        )
+        tiles.move_to(watched, 0)
+    assert (held[0], held[-1] <= 1000, len(held) > whole / 1000) == (whole, True, True)
+    assert held == sorted(held, reverse=True)
 
 
 def test_a_file_of_four_gibibytes_is_a_bigtiff(tmp_path, monkeypatch):

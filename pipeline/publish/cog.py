@@ -70,9 +70,9 @@ def write_cog(
 
     Labels are written in the classes' codes, if they have some (see `Legend`), with palette and class names; other
     planes as they are, with their scale and nodata 255. The same store gives the same bytes on the same kind of
-    processor. The store is read once; tiles of all levels are compressed as they come, kept in unnamed files, and put
+    processor. The store is read once; tiles of all levels are compressed as they come, kept in temporary files, and put
     together at the end.
-    Memory: `levels.walk_bytes`. Disk: the result twice, until it is finished.
+    Memory: `levels.walk_bytes`. Disk: that of the result.
 
     Raises:
         OutputError: `out` cannot be written.

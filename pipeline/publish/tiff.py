@@ -81,16 +81,18 @@ def _read_tag(data: bytes, at: int) -> Tag:
 def write_tiff(out: IO[bytes], tags: Sequence[Tag], levels: Sequence[Level], *, big: bool = False) -> None:
     """Write a raster with the `tags` of a template and the pixels of `levels`, largest first.
 
-    With `big`, it is a BigTIFF however small it is.
+    With `big`, it is a BigTIFF however small it is. The levels' spools are empty afterwards.
 
     Raises:
         OSError: `out` cannot be written.
     """
     pixels = sum(level.spool.size for level in levels)
     form = _BIG if big or len(_front(_CLASSIC, tags, levels, 0)) + pixels >= _CLASSIC_LIMIT else _CLASSIC
-    out.write(_front(form, tags, levels, len(_front(form, tags, levels, 0))))
+    start = len(_front(form, tags, levels, 0))
+    out.write(_front(form, tags, levels, start))
     for level in reversed(levels):
-        level.spool.copy_to(out)
+        level.spool.move_to(out, start)
+        start += level.spool.size
 
 
 @dataclass(frozen=True)
