@@ -27,8 +27,10 @@ class Counting:
     """An executor that adds up the CPU time outside the engine by kind of task."""
 
     def __init__(self, executor):
-        self.executor, self.workers, self.memory = executor, executor.workers, executor.memory
-        self.seconds = defaultdict(float)
+        self.executor, self.seconds = executor, defaultdict(float)
+
+    def __getattr__(self, name):
+        return getattr(self.executor, name)
 
     def run(self, function, tasks, run):
         for outcome in self.executor.run(function, tasks, run):
