@@ -21,6 +21,8 @@ _SAMPLES = 4
 """Pixels looked at along a cell's edge, where it has twice as many."""
 _WINDOW = 2048
 """Edge of what is read at once, in pixels."""
+_STRIP = 64
+"""Rows of cells whose labels are counted at once."""
 
 
 def shrink_image(source: Source, factor: int, *, bands: int = 3) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
@@ -46,7 +48,9 @@ def shrink_mask(mask_store: Path, height: int, width: int, factor: int) -> NDArr
             down, across = _between(lines, row, window.stop_row), _between(columns, col, window.stop_col)
             plane = read_plane(mask_store, "labels", window)
             samples[down, across] = plane[lines[down, None] - row, columns[across] - col]
-    return _majority(samples, factor)
+    strip = _STRIP * _density(factor)  # strip by strip: the votes of all cells at once take three times the samples
+    parts = [_majority(samples[top : top + strip], factor) for top in range(0, len(samples), strip)]
+    return np.concatenate(parts)
 
 
 def _positions(length: int, factor: int) -> NDArray[np.intp]:
