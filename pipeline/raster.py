@@ -20,22 +20,20 @@ from rasterio._err import CPLE_BaseError
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from pipeline import header
-from pipeline.errors import RefusedError, SceneError, UnreadableError
-from pipeline.files import Container, Facts, File
+from pipeline.claims import check_claims, tiff_claims
+from pipeline.errors import SceneError, UnreadableError
+from pipeline.files import Container, Facts
 from pipeline.grid import Window
 from pipeline.header import Pixels, Radiometry
 from pipeline.placement import read_georef
 from pipeline.policy import Admitted, SourcePolicy
 from pipeline.sidecars import attributed, world_transform
-from pipeline.tiff import Blocks, check_tiff
 
 Result = TypeVar("Result")
-_PIXELS_PER_BYTE = {"PNG": 8 * 1032, "JPEG": 512}
-"""Most pixels that a byte of a file can hold: deflate's best at one bit a pixel; a bit for 8 x 8 pixels."""
-_ENDS = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}
-"""What the last bytes of a whole file hold: GDAL answers a cut PNG, read at once, with whatever its memory held."""
 _STRICT = {"GDAL_ERROR_ON_LIBJPEG_WARNING": True}
 """Without it, a damaged JPEG reads as zeros."""
+_QUIET = threading.Lock()
+"""Held while warnings are off: that is the whole process's business."""
 _NO_NETWORK = {"CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".none"}
 
 
@@ -64,23 +62,19 @@ class Raster:
         self._local = threading.local()
         self._handles: list[_Handle] = []
         self._lock = threading.Lock()
-        self.blocks = _claims(admitted, policy)
-        with mapped(self.path):
-            self._handle().run(functools.partial(self._describe, choice=choice))
+        self.blocks = tiff_claims(admitted, policy)
+        try:
+            with mapped(self.path):
+                self._handle().run(functools.partial(self._describe, choice=choice))
+        except BaseException:
+            self.close()
+            raise
 
     def _describe(self, file: Any, choice: Choice) -> None:
-        if self._policy.trust != "named" and "OVERVIEW_FILE" in file.tags(ns="OVERVIEWS"):
-            raise RefusedError(f"{self.path} takes its overviews from another file: name it by itself if you trust it")
-        self.height, self.width = file.height, file.width
         self.driver: str = file.driver
-        _check_size(self.path, policy=self._policy, height=self.height, width=self.width)
+        self.height, self.width = file.height, file.width
+        self.block_bytes = check_claims(file, self.admitted, self._policy)
         self.dtype = header.pixel_type(file, self.path)
-        self.block_bytes = header.block_bytes(file)
-        if self.driver == "PNG" and _interlaced(self.admitted):  # decoded as a whole
-            self.block_bytes *= self.height
-        _check_block(self.path, self._policy, self.block_bytes)
-        if self.admitted.facts is not None:
-            _check_plausible(self.admitted, file)
         table = header.colour_table(file)
         self.colours = table is not None
         self._palette = _Palette(file, table, choice, self.path) if choice.palette else None
@@ -196,19 +190,22 @@ class _Handle:
 
 
 def _gdal_open(admitted: Admitted, options: dict[str, Any]) -> Any:
-    file = admitted.file
-    seen = {known.path: facts for known, facts in admitted.sidecars}
-    with rasterio.Env(**options), warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        if file is None:
-            opened = rasterio.open(admitted.name)
-        elif file.local:
-            opened = rasterio.open(file.path, driver=admitted.driver)
-        else:
-            opener = Container(seen | {file.path: admitted.facts or Facts(0, "")}, file.filesystem)
-            opened = rasterio.open(file.path, driver=admitted.driver, opener=opener)
+    with rasterio.Env(**options):
+        with _QUIET, warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning):
+            opened = _rasterio_open(admitted)
         _stated(opened)  # GDAL looks for masks and metadata when first asked: that must be under these options
     return opened
+
+
+def _rasterio_open(admitted: Admitted) -> Any:
+    file = admitted.file
+    if file is None:
+        return rasterio.open(admitted.name)
+    if file.local:
+        return rasterio.open(file.path, driver=admitted.driver)
+    seen = {known.path: facts for known, facts in admitted.sidecars}
+    opener = Container(seen | {file.path: admitted.facts or Facts(0, "")}, file.filesystem)
+    return rasterio.open(file.path, driver=admitted.driver, opener=opener)
 
 
 def _stated(file: Any) -> dict[str, str]:
@@ -263,55 +260,6 @@ def mapped(path: str, window: Window | None = None) -> Iterator[None]:
             raise UnreadableError(f"{path} cannot be opened: {reason}") from error
         where = f"rows {window.row}-{window.stop_row}, columns {window.col}-{window.stop_col}"
         raise UnreadableError(f"{path} cannot be read at {where}: truncated or corrupt ({reason})") from error
-
-
-def _claims(admitted: Admitted, policy: SourcePolicy) -> Blocks | None:
-    """What a TIFF claims, checked against the policy and its own length before GDAL allocates anything for it."""
-    if admitted.driver != "GTiff" or admitted.file is None or admitted.facts is None:
-        return None
-    blocks = _tiff_blocks(admitted.file, admitted.facts)
-    if blocks is not None:
-        _check_size(admitted.name, policy, blocks.height, blocks.width)
-        _check_block(admitted.name, policy, blocks.block_bytes)
-    return blocks
-
-
-@functools.lru_cache(maxsize=256)
-def _tiff_blocks(file: File, facts: Facts) -> Blocks | None:
-    return check_tiff(file, facts.size)
-
-
-def _check_size(path: str, policy: SourcePolicy, height: int, width: int) -> None:
-    if height * width > policy.max_pixels:
-        raise RefusedError(
-            f"{path} claims {height} x {width} = {height * width:.3g} pixels, at most {policy.max_pixels:.3g} are "
-            "allowed: raise --max-pixels if it is meant"
-        )
-
-
-def _check_block(path: str, policy: SourcePolicy, size: int) -> None:
-    if size > policy.max_block_bytes:
-        raise RefusedError(
-            f"{path} has blocks of {size / 2**30:.2f} GiB, at most {policy.max_block_bytes / 2**30:.2f} are allowed: "
-            "rewrite it as a COG"
-        )
-
-
-def _check_plausible(admitted: Admitted, opened: Any) -> None:
-    """Whether a PNG or JPEG can hold what it claims, and has its end: one that was cut fails only after long work."""
-    size = 0 if admitted.facts is None else admitted.facts.size
-    if admitted.file is None or opened.driver not in _ENDS:
-        return
-    if opened.height * opened.width > _PIXELS_PER_BYTE[opened.driver] * size:
-        raise UnreadableError(
-            f"{admitted.name} is truncated or corrupt: {opened.height} x {opened.width} pixels do not fit {size} bytes"
-        )
-    if _ENDS[opened.driver] not in admitted.file.read(max(0, size - (1 << 16)), 1 << 16):
-        raise UnreadableError(f"{admitted.name} is truncated or corrupt: its end is missing; fetch it again")
-
-
-def _interlaced(admitted: Admitted) -> bool:
-    return admitted.file is not None and admitted.file.read(28, 1) == b"\1"
 
 
 def _remote_world(admitted: Admitted) -> tuple[float, float, float, float, float, float] | None:
