@@ -16,19 +16,21 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
-from prefect.exceptions import CancelledRun, TerminationSignal
+from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 
 from flows.artifacts import ProgressBar, escape, picture, plain, slug
 from flows.parameters import Options, address
 from flows.progress import LoggedProgress
+from flows.segment import GRACE, STOPPED
 from pipeline.archive import Trust
 from pipeline.executors import make_executor
 from pipeline.housekeeping import make_folder
 from pipeline.nightly import REPORT, ArchiveRequest, SceneResult
 from pipeline.nightly import segment_archive as segment_all
 from pipeline.schedule import Progress
+from pipeline.stop import Stopped, draining
 from pipeline.workshop import HIDDEN
 
 ROWS = 300
@@ -39,7 +41,6 @@ SMALL_EDGE = 480
 """Longer side of one of them, in pixels."""
 REASONS = 3
 """Most reasons in the message of a failed run."""
-STOPPED = "stopped by a signal: what is recorded stays; the next run goes on from there"
 LOCK = "archive.lock"
 """Held by the run that writes into a folder of results, and free as soon as its process ends."""
 ORDER = {"failed": 0, "done": 1, "unchanged": 2}
@@ -101,10 +102,10 @@ def segment_scenes(request: ArchiveRequest, options: Options, key: str) -> list[
     """
     watcher, out = Watcher(key, request.archive), request.pattern.out
     try:
-        with alone(out), make_executor(options.workers, options.scheduler, out) as executor:
+        with alone(out), make_executor(options.workers, options.scheduler, out) as executor, draining(GRACE):
             segment_all(request, executor, watcher)
         watcher.bar(1.0, last=True)
-    except TerminationSignal:
+    except (Stopped, TerminationSignal):  # Prefect's own comes after ours, or while we wait
         return Cancelled(message=STOPPED)  # type: ignore[return-value]  # becomes the state of the task run
     finally:
         show(key, request, watcher.results)
@@ -150,11 +151,8 @@ def segment_archive(
     make_folder(request.pattern.out)
     if reason := overtaken(request, _tick()):
         return Completed(name="Skipped", message=reason)
-    try:
-        results = segment_scenes(request, options, slug(request.archive))
-    except CancelledRun as error:
-        return Cancelled(message=str(error))
-    return verdict(results)
+    state = segment_scenes(request, options, slug(request.archive), return_state=True)
+    return Cancelled(message=state.message) if state.is_cancelled() else verdict(state.result())
 
 
 def _tick() -> datetime | None:

@@ -10,7 +10,9 @@ from typing import Any
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
+from prefect.states import Cancelled
 from prefect.tasks import Task
 
 from flows.artifacts import escape, picture, plain, table
@@ -23,6 +25,11 @@ from pipeline.housekeeping import make_folder
 from pipeline.plan import Plan
 from pipeline.segment import SegmentRequest, plan_request
 from pipeline.segment import segment_scene as segment_one
+from pipeline.stop import Stopped, draining
+
+GRACE = 3.0
+"""Seconds that running blocks get to be finished and recorded; Prefect looks every three whether a run has ended."""
+STOPPED = "stopped by a signal: what is recorded stays; the next run goes on from there"
 
 
 def _may_pass(_task: "Task[..., Any]", _run: TaskRun, state: "State[Any]") -> bool:
@@ -42,9 +49,15 @@ def plan_scene(request: SegmentRequest) -> Plan:
 
 @task(name="segment", retries=1, retry_delay_seconds=5, retry_condition_fn=_may_pass)
 def segment_blocks(request: SegmentRequest, options: Options) -> dict[str, Any]:
-    """Stage, segment, prove coverage, publish. A retry goes on from the ledger."""
-    with make_executor(options.workers, options.scheduler, request.out) as executor:
-        return segment_one(request, executor, LoggedProgress(get_run_logger()))
+    """Stage, segment, prove coverage, publish. A retry goes on from the ledger.
+
+    Ends as Cancelled after SIGTERM, with every finished block on record.
+    """
+    try:
+        with make_executor(options.workers, options.scheduler, request.out) as executor, draining(GRACE):
+            return segment_one(request, executor, LoggedProgress(get_run_logger()))
+    except (Stopped, TerminationSignal):  # Prefect's own comes after ours
+        return Cancelled(message=STOPPED)  # type: ignore[return-value]  # becomes the state of the task run
 
 
 @flow(name="segment-scene", flow_run_name=lambda: f"segment {plain(Path(flow_run.parameters['scene']).name)}")
@@ -53,7 +66,7 @@ def segment_scene(
     bundle: str,
     out: str,
     options: Options = Options(),  # noqa: B008 - frozen
-) -> dict[str, Any]:
+) -> Any:
     """Segment one scene into `out/<scene stem>/`; returns the facts of its `run.json`.
 
     Paths are those of the machine that runs the flow.
@@ -68,7 +81,10 @@ def segment_scene(
     request = options.request(str(path), path.stem, bundle, out)
     make_folder(request.out)
     plan_scene(request)
-    facts = segment_blocks(request, options)
+    state = segment_blocks(request, options, return_state=True)
+    if state.is_cancelled():
+        return Cancelled(message=state.message)
+    facts = state.result()
     create_markdown_artifact(key="segment-scene", markdown=page(facts, request.folder), description=plain(path.name))
     return facts
 

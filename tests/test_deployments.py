@@ -1,6 +1,9 @@
 """What a team runs every night: our `prefect.yaml` on a real server, with a real worker."""
 
+import configparser
 import json
+import shlex
+import subprocess
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -29,6 +32,7 @@ EDITS = {
 class Team:
     site: Site
     folder: Path
+    worker: int
 
     def mask(self, name):
         return self.folder / "masks" / name / "mask.tif"
@@ -53,8 +57,8 @@ def team(site, bundle, tmp_path_factory):
     (folder / "archive" / f"{BROKEN}.tif").write_bytes(b"no image")
     site.prefect("work-pool", "create", "widefield", "--type", "process")
     site.prefect("deploy", "--all", cwd=folder)
-    with site.worker():
-        yield Team(site, folder)
+    with site.worker() as worker:
+        yield Team(site, folder, worker.pid)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +76,7 @@ def test_good_scenes_are_segmented_and_the_broken_one_is_reported(team, night):
 def test_the_run_fails_and_says_why(night):
     assert night["state"]["type"] == "FAILED"
     assert night["state"]["message"].startswith(f"1 of 3 scenes failed: {BROKEN}: ")
-    assert "is not an image of a known format" in night["state"]["message"]
+    assert f"{BROKEN}.tif is no" in night["state"]["message"]
 
 
 def test_prefect_sees_one_task_for_all_scenes(team, night):
@@ -175,15 +179,36 @@ def test_a_cancelled_run_ends_as_cancelled_in_ten_seconds(team, cancelled):
     states = team.site.ask(f"flow_run_states/?flow_run_id={run['id']}", method="GET")
     when = {state["type"]: datetime.fromisoformat(state["timestamp"]) for state in states}
     assert run["state"]["type"] == "CANCELLED"
+    assert "what is recorded stays" in run["state"]["message"]
     assert when["CANCELLED"] - when["CANCELLING"] < timedelta(seconds=10)
 
 
-def test_a_rerun_after_it_keeps_what_was_on_record(team, cancelled):
+@pytest.fixture(scope="module")
+def drained(team, cancelled):
+    """The same run once more, stopped by what the unit of the worker does first when it is stopped."""
     asked, _, records = cancelled
+    unit = configparser.ConfigParser(strict=False)
+    unit.read(ROOT / "infra" / "prefect-worker.service")
+    script = shlex.split(unit["Service"]["ExecStop"])
+    started, site = team.site.start("segment-archive/nightly", **asked), team.site
+    (ledger,) = [Ledger(path) for path in (Path(asked["out"])).rglob("ledger")]
+    site.until(lambda: len(ledger.records()) > len(records))
+    subprocess.run(script, env={**site.environment, "MAINPID": str(team.worker)}, check=True, timeout=30)
+    return site.end(started), ledger.records()
+
+
+def test_a_worker_that_is_stopped_ends_its_runs_in_order(drained):
+    run, _ = drained
+    assert run["state"]["type"] == "CANCELLED"
+    assert "what is recorded stays" in run["state"]["message"]
+
+
+def test_a_rerun_keeps_what_was_on_record(team, cancelled, drained):
+    asked, _, _ = cancelled
     run = team.site.run("segment-archive/nightly", **asked)
     facts = json.loads((Path(asked["out"]) / "large" / "run.json").read_text())
     assert run["state"]["type"] == "COMPLETED"
-    assert facts["blocks"]["resumed"] == len(records) < facts["blocks"]["total"]
+    assert facts["blocks"]["resumed"] == len(drained[1]) < facts["blocks"]["total"]
     assert verify(Path(asked["out"]) / "large").problems == ()
 
 
