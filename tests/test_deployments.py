@@ -159,7 +159,7 @@ def cancelled(team, arrival, tmp_path_factory):
     """A run over one larger scene, cancelled after its first blocks; what was on record then."""
     folder = tmp_path_factory.mktemp("large")
     (folder / "in").mkdir()
-    write_tiff(folder / "in" / "large.tif", noise(3, 2000, 2000))
+    write_tiff(folder / "in" / "large.tif", noise(3, 1800, 1800))
     asked = {
         "archive": str(folder / "in"),
         "out": str(folder / "out"),
