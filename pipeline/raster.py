@@ -23,6 +23,7 @@ from pipeline import header
 from pipeline.claims import check_claims, tiff_claims
 from pipeline.errors import SceneError, UnreadableError
 from pipeline.files import Container, Facts
+from pipeline.formats import VRT
 from pipeline.grid import Window
 from pipeline.header import Pixels, Radiometry
 from pipeline.placement import read_georef
@@ -104,6 +105,11 @@ class Raster:
         mask = self.mask
         known = mask.alpha is None and not mask.masked and mask.nodata is None and self.dtype != "float32"
         return known and self._palette is None
+
+    @property
+    def own_overviews(self) -> bool:
+        """Whether looking for overviews opens nothing else: a VRT's source may name any file as its overviews."""
+        return self._policy.trust == "named" or self.driver != VRT
 
     def read(self, at: Window, shape: tuple[int, int] | None = None) -> tuple[Pixels, NDArray[np.uint8] | None]:
         """Pixels (C, H, W) of a window of the file, and its masks (M, H, W), 0 = invalid; None: no mask.

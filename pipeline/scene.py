@@ -202,7 +202,12 @@ class Scene:
         Raises:
             UnreadableError: the file is truncated or corrupt there.
         """
-        if shape == (window.height, window.width) or any(scale != (1, 1) for scale in self._factors):
+        scaled = any(scale != (1, 1) for scale in self._factors)
+        if (
+            scaled
+            or shape == (window.height, window.width)
+            or not all(raster.own_overviews for raster in self._rasters)
+        ):
             return sampled(*self.read(window), shape)
         at = window.shift(self._part.row, self._part.col)
         return self._judged([raster.read(at, shape) for raster in self._rasters])

@@ -209,6 +209,8 @@ def test_an_overview_file_named_inside_a_raster_is_never_fetched(root):
         with open_scene(SceneAddress(str(root / "a.tif"))) as scene:
             scene.read(ALL)
             assert scene.origin["sidecars"] == []
+        with open_scene(archive(root, mosaic(root / "v.vrt", "a.tif"))) as scene:
+            assert np.array_equal(scene.sample(ALL, (10, 10))[1], np.ones((10, 10), bool))
         assert asked == []
 
 
