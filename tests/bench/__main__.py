@@ -1,8 +1,13 @@
-"""`python -m tests.bench [NAME]`: Markdown on stdout, figures with their machine in runs/bench.json."""
+"""`python -m tests.bench [NAME [ARGUMENT...]] [--write]`: Markdown on stdout, all figures in runs/bench.json.
 
+With `--write` the tables of docs/performance.md and of the README are replaced by what was measured.
+"""
+
+import re
 import sys
 
 from tests.bench import against, archive, cog, disk, engine, halo, memory, outside
+from tests.bench.common import ROOT, recorded, table
 
 BENCHES = {
     "monai": against.run,
@@ -16,14 +21,42 @@ BENCHES = {
 }
 
 
+def summary():
+    """Markdown: wanted and reached of all benchmarks that have been run, and on what."""
+    known = recorded()
+    rows = [row for name in BENCHES if name in known for row in known[name]["headline"]]
+    machines = {
+        f"{facts['machine']['cores']} cores of {facts['machine']['processor']}, {facts['machine']['memory_gib']} GiB"
+        for facts in known.values()
+    }
+    return f"{table(['what', 'wanted', 'reached'], rows)}\nMeasured on {' and '.join(sorted(machines))}.\n"
+
+
+def write(name, text):
+    """Replace what stands between the marks of a benchmark, wherever there are some."""
+    for path in (ROOT / "docs/performance.md", ROOT / "README.md"):
+        old = path.read_text()
+        mark = re.escape(f"<!-- bench {name} -->")
+        new = re.sub(
+            rf"({mark}\n).*?(<!-- end -->)", lambda found: f"{found[1]}\n{text}\n{found[2]}", old, flags=re.DOTALL
+        )
+        if new != old:
+            path.write_text(new)
+
+
 def main():
     """Run one benchmark, or all."""
-    wanted, *arguments = sys.argv[1:] or ["all"]
-    if wanted not in {*BENCHES, "all"}:
-        sys.exit(f"there is no benchmark '{wanted}': {', '.join(BENCHES)} or all")
+    arguments = [argument for argument in sys.argv[1:] if argument != "--write"]
+    wanted, *arguments = arguments or ["all"]
+    if wanted not in {*BENCHES, "all", "summary"}:
+        sys.exit(f"there is no benchmark '{wanted}': {', '.join(BENCHES)}, summary or all")
     for name in BENCHES if wanted == "all" else [wanted]:
-        sys.stdout.write(f"\n## {name}\n\n{BENCHES[name](*arguments)}")
+        text = summary() if name == "summary" else BENCHES[name](*arguments)
+        sys.stdout.write(f"\n## {name}\n\n{text}")
         sys.stdout.flush()
+        if "--write" in sys.argv:
+            write(name, text)
+            write("summary", summary())
 
 
 if __name__ == "__main__":

@@ -93,11 +93,19 @@ def machine():
     }
 
 
-def record(name, facts):
-    """Keep the figures of one benchmark beside those of the others."""
+def record(name, facts, headline=()):
+    """Keep the figures of one benchmark beside those of the others; `headline`: rows of what, wanted, reached."""
     RESULTS.parent.mkdir(exist_ok=True)
-    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    RESULTS.write_text(json.dumps(known | {name: {"machine": machine(), "rows": facts}}, indent=1))
+    RESULTS.write_text(json.dumps(recorded() | {name: _entry(facts, headline)}, indent=1))
+
+
+def recorded():
+    """What `record` has kept, by benchmark."""
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+
+
+def _entry(facts, headline):
+    return {"machine": machine(), "headline": [[str(cell) for cell in row] for row in headline], "facts": facts}
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,12 @@ def run():
             ("cog_world, 36000 x 18000", world(), grey_bundle(folder), "null", 36000 * 18000),
         ]
         facts = [_case(folder, stage, *case) for case in cases for stage in WANTED]
-    record("disk", facts)
+    rows = [_row(fact) for fact in facts]
+    told = "disk at the peak, times the decoded source: "
+    names = [f"{told}{row[0]}{', staged' if row[2] == 'yes' else ''}" for row in rows]
+    record("disk", facts, [(name, f"at most {row[6]}", row[5]) for name, row in zip(names, rows, strict=True)])
     head = ["scene", "engine", "staged", "decoded MiB", "peak MiB", "times decoded", "wanted", "reached"]
-    return table(head, map(_row, facts))
+    return table(head, rows)
 
 
 def _case(folder, stage, name, scene, bundle, engine, decoded):

@@ -17,8 +17,12 @@ def run(rounds=ROUNDS):
         job = {"job": "engine", "scene": str(mosaic(Path(scratch))), "window": WINDOW, "bundle": str(BUILDINGS)}
         job |= {"engine": "auto", "stage": True, "rounds": int(rounds)}
         facts = measured(job, scratch, "rounds", "tiles", "engine")
-    record("engine", facts)
     rows = [_row(facts["rounds"], clock) for clock in ("wall", "cpu")]
+    record(
+        "engine",
+        facts,
+        [("image.zarr to mask.zarr, share of the engine's own speed", f"at least {WANTED}", rows[0][3])],
+    )
     return table(["clock", "engine alone s", "image.zarr to mask.zarr s", "share", "wanted", "reached"], rows)
 
 
