@@ -89,6 +89,30 @@ def test_in_a_folder_the_bad_scenes_are_reported_and_the_others_go_on(segment, t
     assert (tmp_path / "o" / "deep" / "c" / "mask.tif").exists()
 
 
+def test_of_an_archive_only_what_is_new_and_fits_is_planned_and_segmented(segment, widefield, bundle, tmp_path):
+    folder = tmp_path / "scenes"
+    (folder / "north").mkdir(parents=True)
+    for name in ("north/a", "north/b", "c"):
+        write_tiff(folder / f"{name}.tif", noise(3, 60, 70))
+    assert segment(folder, "--match", "north/a*")[2] == "1 scenes: 1 done, 0 unchanged, 0 failed\n"
+    plan = ["plan", folder, "--bundle", bundle, "--engine", "null", "--out", tmp_path / "o", "--json"]
+    code, out, err = widefield(*plan)
+    assert (code, err) == (0, "2 scenes to segment, 1 unchanged, 0 failed\n")
+    assert [Plan.from_json(json.loads(line)).scene.path for line in out.splitlines()] == [
+        str(folder / name) for name in ("c.tif", "north/b.tif")
+    ]
+    code, _, err = segment(folder, "--untrusted", "--max-pixels", "4000")
+    assert (code, err.splitlines()[-1]) == (1, "3 scenes: 0 done, 0 unchanged, 3 failed")
+
+
+@pytest.mark.parametrize("more", [[], ["--match", "nothing*"]])
+def test_an_archive_without_a_scene_is_refused(segment, tmp_path, more):
+    (tmp_path / "empty").mkdir()
+    code, _, err = segment(tmp_path / "empty", *more)
+    assert code == 2
+    assert "holds no scene: looked for .tif" in one_line(err)
+
+
 def test_an_output_that_a_living_run_holds_fails_alone(segment, tmp_path):
     folder, workshop = tmp_path / "scenes", tmp_path / "o" / ".widefield" / "runs" / "a"
     folder.mkdir()
