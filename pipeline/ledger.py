@@ -101,11 +101,7 @@ class Ledger:
 
     def _read(self) -> Iterator[BlockRecord]:
         for path in sorted(self.folder.glob("*.jsonl")):
-            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-                try:
-                    yield BlockRecord.from_line(line)
-                except (ValueError, KeyError, TypeError):
-                    continue
+            yield from _records(path.read_bytes())
 
     def compact(self, records: Iterable[BlockRecord]) -> None:
         """Replace the folder's files by one that holds `records`: call it when no writer is left."""
@@ -121,6 +117,35 @@ class Ledger:
             if path != merged:
                 path.unlink()
         sync(self.folder)
+
+
+def _records(lines: bytes) -> Iterator[BlockRecord]:
+    """The records of a file's lines; a torn line is none."""
+    for line in lines.decode(errors="replace").splitlines():
+        try:
+            yield BlockRecord.from_line(line)
+        except (ValueError, KeyError, TypeError):
+            continue
+
+
+class Tail:
+    """A ledger that is looked at again and again: all looks together read it once."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._read: dict[Path, int] = {}
+        """Bytes of whole lines that have been taken in, by file."""
+        self._records: dict[tuple[int, int], BlockRecord] = {}
+
+    def records(self) -> dict[tuple[int, int], BlockRecord]:
+        """All records so far by the block's first (row, col)."""
+        for path in sorted(self._ledger.folder.glob("*.jsonl")):
+            with path.open("rb") as file:
+                file.seek(self._read.get(path, 0))
+                whole = file.read().rpartition(b"\n")[0]
+            self._read[path] = self._read.get(path, 0) + (len(whole) + 1 if whole else 0)
+            self._records |= {(record.row, record.col): record for record in _records(whole)}
+        return self._records
 
 
 @lru_cache(maxsize=4)

@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.errors import IncompleteError
 from pipeline.executors import Outcome
 from pipeline.grid import Window
-from pipeline.ledger import BlockRecord, Ledger
+from pipeline.ledger import BlockRecord, Ledger, Tail
 from pipeline.outputs import LEDGER, STAGED
 from pipeline.plan import Plan, runs
 from pipeline.report import Effort
@@ -46,6 +46,7 @@ class Schedule(Iterator[Task | StageTask | None]):
     def __init__(self, plan: Plan, run: Path, records: dict[tuple[int, int], BlockRecord], listen: Listener) -> None:
         self.plan, self.run, self.records, self.listen = plan, run, dict(records), listen
         self.effort = Effort()
+        self._tail = Tail(Ledger(run / LEDGER))
         self.failed: dict[Window, str] = {}
         self.resumed = sum(record.window.pixels for record in records.values())
         self._done = self.resumed
@@ -125,7 +126,7 @@ class Schedule(Iterator[Task | StageTask | None]):
         elif task.alone:
             self.failed[task.windows[0]] = outcome.error
         else:
-            recorded = Ledger(self.run / LEDGER).records()
+            recorded = self._tail.records()
             for window in task.windows:
                 record = recorded.get((window.row, window.col))
                 if record and is_intact(self.plan, self.run, record):  # the ledger may speak of a damaged shard

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.ledger import BlockRecord, Ledger
+from pipeline.ledger import BlockRecord, Ledger, Tail
 
 RECORD = BlockRecord(0, 64, 64, 32, "ab", 2000, {0: 1500, 1: 500}, {0: 1.5}, (1, 2), 3, {"read": 0.5})
 
@@ -30,6 +30,18 @@ def test_a_line_that_a_killed_writer_left_unfinished_is_no_record(tmp_path):
     torn = replace(RECORD, row=64).to_line()[:40]
     (tmp_path / "killed.jsonl").write_text(torn)
     assert list(ledger.records()) == [(0, 64)]
+
+
+def test_a_tail_takes_in_what_is_new_and_a_torn_line_once_it_is_whole(tmp_path):
+    tail, path = Tail(Ledger(tmp_path)), tmp_path / "one.jsonl"
+    line = replace(RECORD, row=64).to_line()
+    path.write_text(RECORD.to_line() + "\n" + line[:40])
+    assert list(tail.records()) == [(0, 64)]
+    with path.open("a") as file:
+        file.write(line[40:] + "\n")
+    assert list(tail.records()) == [(0, 64), (64, 64)]
+    path.unlink()
+    assert len(tail.records()) == 2
 
 
 def test_compacting_keeps_the_records_in_one_file(tmp_path):
