@@ -185,9 +185,14 @@ def verdict(results: Sequence[SceneResult]) -> "State[Any]":
     failed = [result for result in results if result.status == "failed"]
     if not failed:
         return Completed(message=counts(results))
-    reasons = "; ".join(f"{plain(result.name)}: {plain(result.error)}" for result in failed[:REASONS])
+    reasons = "; ".join(f"{plain(result.name)}: {plain(reason(result))}" for result in failed[:REASONS])
     more = f"; and {len(failed) - REASONS} more" if len(failed) > REASONS else ""
     return Failed(message=f"{len(failed)} of {len(results)} scenes failed: {reasons}{more}")
+
+
+def reason(result: SceneResult) -> str:
+    """Why a scene failed, without the path that its name says already."""
+    return (result.error or "").removeprefix(result.path).lstrip(": ")
 
 
 def counts(results: Sequence[SceneResult]) -> str:
@@ -212,7 +217,7 @@ def rows(results: Sequence[SceneResult]) -> list[dict[str, Any]]:
             "result": result.status,
             "seconds": round(result.seconds, 1),
             "Mpx": round(result.megapixels, 2),
-            "reason": escape(result.error or ""),  # last, because the page cuts what is wide
+            "reason": escape(reason(result)),  # last, because the page cuts what is wide
         }
         for result in first
     ]
@@ -229,7 +234,7 @@ def page(request: ArchiveRequest, results: Sequence[SceneResult]) -> str:
     lines += [f"Results: {escape(request.pattern.out)}", ""]
     if failed:
         lines += ["## Failed", ""]  # no table: its cells do not wrap
-        lines += [f"- **{escape(result.name)}**: {escape(result.error)}" for result in failed[:ROWS]]
+        lines += [f"- **{escape(result.name)}**: {escape(reason(result))}" for result in failed[:ROWS]]
         lines += [""]
     pictures = [(result.name, request.pattern.out / result.name / "preview.png") for result in done]
     for name, path in [(name, path) for name, path in pictures if path.is_file()][:PICTURES]:

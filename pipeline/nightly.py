@@ -21,6 +21,7 @@ from pipeline.outputs import RUN
 from pipeline.publish.collection import collect
 from pipeline.publish.files import write_text
 from pipeline.report import asked
+from pipeline.schedule import Progress
 from pipeline.segment import SegmentRequest
 from pipeline.together import SceneResult
 from pipeline.verify import verify
@@ -84,7 +85,7 @@ def segment_archive(
     request: ArchiveRequest, executor: Executor, listen: ArchiveListener = lambda _: None
 ) -> ArchiveReport:
     """Segment the new and changed scenes of an archive; `listen` hears of each scene's progress and end,
-    and after each end how many scenes of how many are settled (phase `archive`).
+    and at the start and after each end how many scenes of how many are settled (phase `archive`).
 
     A scene that fails is one line in the report, and the others go on.
 
@@ -97,6 +98,7 @@ def segment_archive(
     request = replace(request, pattern=pattern)
     waiting, settled = survey(request)
     scenes = ManyScenes(executor, listen, len(waiting) + len(settled))
+    listen(Progress("archive", 0, scenes.total))
     for result in settled:
         scenes.settle(result)
     scenes.work([Wanted(request.of(entry), entry.size) for entry in waiting], request.pattern.out)

@@ -76,7 +76,7 @@ def test_good_scenes_are_segmented_and_the_broken_one_is_reported(team, night):
 def test_the_run_fails_and_says_why(night):
     assert night["state"]["type"] == "FAILED"
     assert night["state"]["message"].startswith(f"1 of 3 scenes failed: {BROKEN}: ")
-    assert f"{BROKEN}.tif is no" in night["state"]["message"]
+    assert f"{BROKEN}: is no" in night["state"]["message"]
 
 
 def test_prefect_sees_one_task_for_all_scenes(team, night):

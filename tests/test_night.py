@@ -65,6 +65,11 @@ def test_the_message_names_the_first_reasons_and_counts_the_rest():
     assert len(verdict(failed(5, "x" * 10_000)).message) < 4 * TEXT_LIMIT
 
 
+def test_a_reason_does_not_say_the_path_again():
+    state = verdict([SceneResult("a", "/x/a.tif", "failed", "/x/a.tif is no image")])
+    assert state.message == "1 of 1 scenes failed: a: is no image"
+
+
 def test_a_night_without_failures_completes():
     state = verdict([SceneResult("a", "p", "done"), SceneResult("b", "p", "unchanged")])
     assert state.is_completed()
