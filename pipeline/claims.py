@@ -6,6 +6,7 @@ from typing import Any
 from pipeline import header
 from pipeline.errors import RefusedError, UnreadableError
 from pipeline.files import Facts, File
+from pipeline.jp2 import check_jp2
 from pipeline.policy import Admitted, SourcePolicy
 from pipeline.tiff import Blocks, check_tiff
 
@@ -15,9 +16,18 @@ _ENDS = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}
 """What the last bytes of a whole file hold: GDAL answers a cut PNG, read at once, with whatever its memory held."""
 
 
-def tiff_claims(admitted: Admitted, policy: SourcePolicy) -> Blocks | None:
-    """What a TIFF claims, checked against the policy and its own length before GDAL allocates anything for it."""
-    if admitted.driver != "GTiff" or admitted.file is None or admitted.facts is None:
+def early_claims(admitted: Admitted, policy: SourcePolicy) -> Blocks | None:
+    """What a TIFF claims, checked against the policy and its own length before GDAL allocates anything for it.
+
+    Raises:
+        RefusedError: more than the policy allows.
+        UnreadableError: more than the file can hold, or the boxes of a JP2 do not fit into each other.
+    """
+    if admitted.file is None or admitted.facts is None:
+        return None
+    if admitted.driver == "JP2OpenJPEG":
+        check_jp2(admitted.file, admitted.facts.size)
+    if admitted.driver != "GTiff":
         return None
     blocks = _tiff_blocks(admitted.file, admitted.facts)
     if blocks is not None:

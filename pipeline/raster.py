@@ -20,7 +20,7 @@ from rasterio._err import CPLE_BaseError
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from pipeline import header
-from pipeline.claims import check_claims, tiff_claims
+from pipeline.claims import check_claims, early_claims
 from pipeline.errors import SceneError, UnreadableError
 from pipeline.files import Container, Facts
 from pipeline.formats import VRT
@@ -63,7 +63,7 @@ class Raster:
         self._local = threading.local()
         self._handles: list[_Handle] = []
         self._lock = threading.Lock()
-        self.blocks = tiff_claims(admitted, policy)
+        self.blocks = early_claims(admitted, policy)
         try:
             with mapped(self.path):
                 self._handle().run(functools.partial(self._describe, choice=choice))
