@@ -21,8 +21,10 @@ def job(job):
     bundle = open_bundle(Path(job["bundle"]))
     network = load_module(bundle).eval().to(memory_format=layout)
     row, col, height, width = job["window"]
+    place = rasterio.windows.Window(col, row, width, height)
     with rasterio.open(job["scene"]) as scene:
-        pixels = scene.read(window=rasterio.windows.Window(col, row, width, height))
+        pixels = scene.read(window=place)
+        georeference = {"crs": scene.crs, "transform": scene.window_transform(place)}
     mean, std = (torch.tensor([getattr(b, n) for b in bundle.spec.bands]).reshape(-1, 1, 1) for n in ("mean", "std"))
     image = ((torch.from_numpy(pixels).float() - mean) / std)[None]
     with torch.inference_mode():
@@ -37,6 +39,7 @@ def job(job):
         confidence, labels = torch.softmax(logits, 1).max(1)
     planes = torch.cat([labels.to(torch.uint8), torch.round(254 * confidence).to(torch.uint8)]).numpy()
     profile = {"driver": "GTiff", "tiled": True, "compress": "deflate", "count": 2, "dtype": "uint8", "nodata": 255}
+    profile |= georeference
     with rasterio.open(job["out"], "w", height=height, width=width, **profile) as file:
         file.write(planes)
     wall, cpu = time.perf_counter() - start, time.process_time() - cpu
