@@ -19,10 +19,14 @@ _ENDS = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}
 def early_claims(admitted: Admitted, policy: SourcePolicy) -> Blocks | None:
     """What a TIFF claims, checked against the policy and its own length before GDAL allocates anything for it.
 
+    The sources of a VRT are held to the same.
+
     Raises:
         RefusedError: more than the policy allows.
         UnreadableError: more than the file can hold, or the boxes of a JP2 do not fit into each other.
     """
+    for source in admitted.sources:
+        early_claims(source, policy)
     if admitted.file is None or admitted.facts is None:
         return None
     if admitted.driver == "JP2OpenJPEG":

@@ -43,6 +43,8 @@ class Admitted:
     sidecars: tuple[tuple[File, Facts], ...] = ()
     ignored: tuple[str, ...] = ()
     """Sidecars that are there and are not used."""
+    sources: "tuple[Admitted, ...]" = ()
+    """The files that a VRT of an archive draws on."""
 
     @property
     def remote(self) -> bool:
@@ -106,14 +108,13 @@ class SourcePolicy:
         driver = None if known is None else known.driver
         if self.trust == "archive" and known is not None:
             _check_suffix(name, known)
-        if known is not None and known.driver == VRT:
-            self._check_vrt(name, file)
+        sources = self._check_vrt(name, file) if known is not None and known.driver == VRT else ()
         beside = sidecars(file, infos)
         if self.trust == "untrusted":
             return Admitted(name, file, facts, driver, (), tuple(f.path for f, _ in beside))
         for neighbour, _ in beside:
             self._check_sidecar(neighbour)
-        return Admitted(name, file, facts, driver, tuple(beside))
+        return Admitted(name, file, facts, driver, tuple(beside), (), sources)
 
     def _check_sidecar(self, file: File) -> None:
         if file.local:
@@ -138,7 +139,7 @@ class SourcePolicy:
             )
         return facts, known
 
-    def _check_vrt(self, name: str, file: File) -> None:
+    def _check_vrt(self, name: str, file: File) -> tuple[Admitted, ...]:
         if suffix_of(file.path) != ".vrt":
             raise RefusedError(f"{name} is a VRT and its name does not say so: rename it to .vrt if you trust it")
         if self.trust == "untrusted":
@@ -146,19 +147,22 @@ class SourcePolicy:
         if self.trust == "archive":
             if not file.local:
                 raise RefusedError(f"{name} is a VRT on a remote store: name it by itself, or convert it to a COG")
-            self._check_sources(Path(file.path), set(), depth=1)
+            seen: dict[str, Admitted] = {}
+            self._check_sources(Path(file.path), seen, depth=1)
+            return tuple(seen.values())
+        return ()
 
-    def _check_sources(self, vrt: Path, seen: set[str], *, depth: int) -> None:
+    def _check_sources(self, vrt: Path, seen: dict[str, Admitted], *, depth: int) -> None:
         if depth > DEPTH_LIMIT:
             raise RefusedError(f"{vrt} is the {depth}th VRT inside another, at most {DEPTH_LIMIT} are allowed")
         for source in plain_sources(vrt):
             path = os.path.realpath(source)
             if path in seen:
                 continue
-            seen.add(path)
             self._check_below_roots(str(source), f"{source} (a source of {vrt})")
             file = locate(str(source))
-            _, known = self._recognise(str(source), file)
+            facts, known = self._recognise(str(source), file)
+            seen[path] = Admitted(str(source), file, facts, None if known is None else known.driver)
             for neighbour, _ in sidecars(file):
                 self._check_sidecar(neighbour)
             if known is not None:

@@ -144,6 +144,7 @@ def texts(url, outside):
         "square.tif": (bomb(2**31 - 1, 2**31 - 1, 0), "raise --max-pixels"),
         "wide.tif": (bomb(65535, 65535, 0), "has blocks of"),
         "tile.tif": (bomb(30000, 30000, 30000), "has blocks of"),
+        "mosaic.vrt": (vrt("tile.tif", relative=1), "tile.tif has blocks of"),
     }
 
 
