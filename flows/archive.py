@@ -4,14 +4,11 @@ Prefect sees one run and its phases, never a scene's tiles, and no task run for 
 over 10^4 scenes costs Prefect what a night over three costs. Scenes are rows of a table.
 """
 
-import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.schemas.objects import State
@@ -31,7 +28,7 @@ from pipeline.nightly import REPORT, ArchiveRequest, SceneResult
 from pipeline.nightly import segment_archive as segment_all
 from pipeline.schedule import Progress
 from pipeline.stop import Stopped, draining
-from pipeline.workshop import HIDDEN
+from pipeline.workshop import alone
 
 ROWS = 300
 """Most scenes in the table; the counts above it are of all."""
@@ -41,8 +38,6 @@ SMALL_EDGE = 480
 """Longer side of one of them, in pixels."""
 REASONS = 3
 """Most reasons in the message of a failed run."""
-LOCK = "archive.lock"
-"""Held by the run that writes into a folder of results, and free as soon as its process ends."""
 ORDER = {"failed": 0, "done": 1, "unchanged": 2}
 
 
@@ -78,22 +73,6 @@ class Watcher:
             self.logger.info("%s done in %.1f s", plain(result.name), result.seconds)
 
 
-@contextlib.contextmanager
-def alone(out: Path) -> Iterator[None]:
-    """One run at a time for each folder of results: a second one waits here, and then finds what the first has left."""
-    (out / HIDDEN).mkdir(exist_ok=True)
-    lock = FileLock(out / HIDDEN / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        get_run_logger().info("waiting for another run that writes into %s", out)
-        lock.acquire(poll_interval=1)
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 @task(name="segment")
 def segment_scenes(request: ArchiveRequest, options: Options, key: str) -> list[SceneResult]:
     """List the archive, segment what is new, changed or failed before; whatever comes, show what became of the scenes.
@@ -101,8 +80,12 @@ def segment_scenes(request: ArchiveRequest, options: Options, key: str) -> list[
     Ends as Cancelled after SIGTERM, with every finished block on record.
     """
     watcher, out = Watcher(key, request.archive), request.pattern.out
+
+    def waiting() -> None:
+        watcher.logger.info("waiting for another run that writes into %s", out)
+
     try:
-        with alone(out), make_executor(options.workers, options.scheduler, out) as executor, draining(GRACE):
+        with alone(out, waiting), make_executor(options.workers, options.scheduler, out) as executor, draining(GRACE):
             segment_all(request, executor, watcher)
         watcher.bar(1.0, last=True)
     except (Stopped, TerminationSignal):  # Prefect's own comes after ours, or while we wait

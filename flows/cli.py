@@ -164,13 +164,18 @@ def segment(
     from pipeline.executors import make_executor
     from pipeline.housekeeping import make_folder
     from pipeline.stop import draining
+    from pipeline.workshop import alone
+
+    def waiting() -> None:
+        complain(f"waiting for another run over an archive that writes into {folder}")
 
     many = is_archive(scene)
     path, name = ("", "") if many else (named(scene), Path(scene).stem)
     request = options.request(path, name, bundle, folder, keep_staged=keep_staged)
     open_bundle(bundle)
     make_folder(folder)
-    with make_executor(options.workers, scheduler, folder) as executor, draining():
+    first = alone(folder, waiting) if many else contextlib.nullcontext()
+    with first, make_executor(options.workers, scheduler, folder) as executor, draining():
         if many:
             night = replace(_night(scene, request, match, backfill), check=check)
             _segment_archive(night, executor, as_json=as_json)

@@ -87,7 +87,8 @@ def segment_archive(
     """Segment the new and changed scenes of an archive; `listen` hears of each scene's progress and end,
     and at the start and after each end how many scenes of how many are settled (phase `archive`).
 
-    A scene that fails is one line in the report, and the others go on.
+    A scene that fails is one line in the report, and the others go on. Hold `workshop.alone` meanwhile: of two such
+    runs at once, each would find scenes that the other one holds.
 
     Raises:
         UsageError: the archive, the bundle or the folder of outputs is unusable: nothing was started.

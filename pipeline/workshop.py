@@ -3,12 +3,13 @@
 OUT/.widefield/runs/<name>/lock          held by the one run that may write this output
 OUT/.widefield/runs/<name>/<key>/        becomes OUT/<name>/ by one rename
 OUT/.widefield/staged/                   the cache of staged scenes
+OUT/.widefield/archive.lock              held by the one run over an archive that may write into OUT
 """
 
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from pipeline.staging import StageCache
 
 HIDDEN = ".widefield"
 LOCK = "lock"
+_ARCHIVE_LOCK = "archive.lock"
 
 _OURS = {PLAN, MASK, LEDGER, STAGED, ITEM, *ASSETS}
 _OURS |= {f"{name}.aux.xml" for name in _OURS}
@@ -35,7 +37,7 @@ def locked(workshop: Path) -> Iterator[None]:
     """Hold the output alone. The system frees the lock when its owner dies."""
     try:
         workshop.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(workshop / LOCK, timeout=0)
+        lock = FileLock(workshop / LOCK, timeout=0, thread_local=False)  # one thread may take it and another end it
         lock.acquire()
     except Timeout:
         raise OutputError(f"another run holds {workshop}: wait for it, or choose another --out") from None
@@ -43,6 +45,30 @@ def locked(workshop: Path) -> Iterator[None]:
         raise OutputError(
             f"cannot write into {workshop}: {error.strerror or error}; choose another --out, or change its permissions"
         ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def alone(out: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """One run over an archive at a time for each folder of results. A second one says so by `waiting`, and waits:
+    what the first leaves, it finds unchanged.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    try:
+        (out / HIDDEN).mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out / HIDDEN / _ARCHIVE_LOCK, thread_local=False)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            waiting()
+            lock.acquire(poll_interval=0.5)
+    except OSError as error:
+        raise OutputError(f"cannot write into {out}: {error.strerror or error}; choose another --out") from error
     try:
         yield
     finally:

@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from drawn_scenes import noise, write_tiff
 from filelock import FileLock
 
 from pipeline.plan import Plan
+from pipeline.workshop import alone
 
 COMMANDS = ("plan", "segment", "train", "evaluate", "verify", "clean")
 TILED = {"tiled": True, "blockxsize": 128, "blockysize": 128}
@@ -105,6 +107,25 @@ def test_of_an_archive_only_what_is_new_and_fits_is_planned_and_segmented(segmen
     assert (code, err.splitlines()[-1]) == (1, "3 scenes: 0 done, 0 unchanged, 3 failed")
 
 
+def test_a_run_over_an_archive_waits_for_another_one_with_the_same_output(segment, tmp_path):
+    folder, begun = tmp_path / "scenes", threading.Event()
+    folder.mkdir()
+    write_tiff(folder / "a.tif", noise(3, 60, 70))
+
+    def other():
+        with alone(tmp_path / "o"):
+            begun.set()
+            time.sleep(0.7)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    begun.wait()
+    code, _, err = segment(folder)
+    thread.join()
+    assert (code, err.count("\n")) == (0, 2)
+    assert err.startswith("widefield: waiting for another run over an archive that writes into")
+
+
 @pytest.mark.parametrize("more", [[], ["--match", "nothing*"]])
 def test_an_archive_without_a_scene_is_refused(segment, tmp_path, more):
     (tmp_path / "empty").mkdir()
@@ -120,9 +141,9 @@ def test_an_output_that_a_living_run_holds_fails_alone(segment, tmp_path):
     for name in "ab":
         write_tiff(folder / f"{name}.tif", noise(3, 60, 70))
     with FileLock(workshop / "lock"):
-        alone, archive = segment(folder / "a.tif"), segment(folder)
-    assert (alone[0], archive[0]) == (2, 1)
-    assert "another run holds" in one_line(alone[2])
+        single, archive = segment(folder / "a.tif"), segment(folder)
+    assert (single[0], archive[0]) == (2, 1)
+    assert "another run holds" in one_line(single[2])
     assert "2 scenes: 1 done, 0 unchanged, 1 failed" in archive[2]
 
 
