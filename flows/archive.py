@@ -146,7 +146,8 @@ def _tick() -> datetime | None:
 
 
 def overtaken(request: ArchiveRequest, tick: datetime | None) -> str | None:
-    """Why a run planned for `tick` has nothing to find: one that began later has finished. None if it may have.
+    """Why a run planned for `tick` has nothing to find: one that began later, and looked at all that it would look at,
+    has finished. None if it may have.
 
     A backfill or a check may ask for more than that one did: it is never overtaken.
     """
@@ -154,7 +155,7 @@ def overtaken(request: ArchiveRequest, tick: datetime | None) -> str | None:
         return None
     try:
         report = json.loads((request.pattern.out / REPORT).read_bytes())
-        same = report["archive"] == request.archive
+        same = report["archive"] == request.archive and report.get("match") in {None, request.match}
         began = datetime.fromisoformat(report["started"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -1,8 +1,8 @@
 """A whole archive, as often as you like: new and changed scenes only, and no scene's failure is another's.
 
-A scene is done when its published `run.json` names its fingerprint and what was asked of it. That costs one listing of
-the archive and one small file a scene: no pixel, no GDAL, no engine. Another bundle is for new scenes, unless a
-backfill is asked for.
+A scene is done when its published `run.json` names its fingerprint and what was asked of it, and its mask and item are
+there. That costs one listing of the archive and one small file a scene: no pixel, no GDAL, no engine. Another bundle is
+for new scenes, unless a backfill is asked for.
 """
 
 import json
@@ -17,14 +17,14 @@ from models.bundle import open_bundle
 from pipeline.archive import Entry, Trust, list_archive
 from pipeline.executors import Executor
 from pipeline.many import ArchiveListener, ManyScenes, Wanted
-from pipeline.outputs import RUN
+from pipeline.outputs import ITEM, RUN
 from pipeline.publish.collection import collect
 from pipeline.publish.files import write_text
 from pipeline.report import asked
 from pipeline.schedule import Progress
 from pipeline.segment import SegmentRequest
 from pipeline.together import SceneResult
-from pipeline.verify import verify
+from pipeline.verify import MASK_TIF, verify
 
 __all__ = ["ArchiveReport", "ArchiveRequest", "SceneResult", "pending", "segment_archive", "survey"]
 
@@ -64,6 +64,8 @@ class ArchiveReport:
     finished: str
     results: tuple[SceneResult, ...]
     """In the order of their names."""
+    match: str | None = None
+    """Glob of the scenes that were looked at; None: all of the archive."""
 
     @property
     def failed(self) -> tuple[SceneResult, ...]:
@@ -144,12 +146,14 @@ def _is_done(request: ArchiveRequest, entry: Entry, bundle: str) -> bool:
             return False
     except (OSError, ValueError, KeyError, TypeError):
         return False
+    if not all((folder / name).is_file() for name in (MASK_TIF, ITEM)):  # somebody has removed them
+        return False
     return not (request.check and verify(folder).problems)
 
 
 def _report(request: ArchiveRequest, started: str, results: Sequence[SceneResult]) -> ArchiveReport:
     ordered = tuple(sorted(results, key=lambda result: result.name))
-    report = ArchiveReport(request.archive, started, _now(), ordered)
+    report = ArchiveReport(request.archive, started, _now(), ordered, request.match)
     out: Path = request.pattern.out
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / REPORT, json.dumps(report.to_json(), indent=1) + "\n")

@@ -26,6 +26,7 @@ from pipeline.fit import check_fit, choose_bands
 from pipeline.ledger import BlockRecord, Ledger
 from pipeline.outputs import LEDGER, RUN, STEPS
 from pipeline.plan import GDAL_CACHE, Plan, PlanOptions, cheapest_tile, make_plan
+from pipeline.publish.files import write_text
 from pipeline.replace import exchange
 from pipeline.scene import Scene, SceneAddress, open_scene
 from pipeline.schedule import Listener, Progress, Schedule
@@ -165,10 +166,17 @@ def segment_scene(
 
 
 def finished(request: SegmentRequest, plan: Plan) -> dict[str, Any] | None:
-    """The facts of the published result if it is of this plan, and `verify` finds nothing that is to be mended."""
+    """The facts of the published result if it is of this plan, and `verify` finds nothing that is to be mended.
+
+    A result that answers another question too, with the same bytes, says so from now on: an archive asks no more.
+    """
     facts = workshop.published(request.folder, plan)
     if facts is None or verify(request.folder).problems:
         return None
+    if facts.get("asked") != report.asked(request.scene):
+        facts["asked"] = report.asked(request.scene)
+        write_text(request.folder / RUN, json.dumps(facts, indent=1))
+        STEPS["item"](plan, request.folder)
     workshop.sweep(request.workshop)
     return {**facts, "unchanged": True}
 

@@ -46,8 +46,12 @@ def test_a_run_that_does_more_is_not_overtaken(report, more):
     assert overtaken(asked(report, **more), TICK) is None
 
 
-def test_a_later_tick_and_another_archive_are_not_overtaken(report, tmp_path):
+def test_a_later_tick_another_archive_and_more_of_it_are_not_overtaken(report, tmp_path):
     assert overtaken(asked(report), TICK.replace(minute=17)) is None
+    part = json.loads((tmp_path / "archive.json").read_text()) | {"match": "north/*"}
+    (tmp_path / "archive.json").write_text(json.dumps(part))
+    assert overtaken(asked(report), TICK) is None
+    assert overtaken(asked(report, match="north/*"), TICK) is not None
     (tmp_path / "archive.json").write_text('{"archive": "/other", "started": "2026-05-01T02:16:00+00:00"}')
     assert overtaken(asked(report), TICK) is None
 

@@ -12,7 +12,8 @@ from pipeline.executors import SerialExecutor
 from pipeline.nightly import ArchiveRequest, SceneResult, pending, segment_archive
 from pipeline.plan import PlanOptions
 from pipeline.scene import SceneAddress
-from pipeline.segment import SegmentRequest
+from pipeline.segment import SegmentRequest, segment_scene
+from pipeline.verify import verify
 
 TILED = {"tiled": True, "blockxsize": 128, "blockysize": 128}
 
@@ -87,6 +88,24 @@ def test_other_bands_are_another_question(night, bundle, tmp_path):
         SceneAddress("", (3, 2, 1)), bundle, tmp_path / "out", "", PlanOptions(), "null", tile=128, threads=1
     )
     assert len(pending(ArchiveRequest(night.archive, pattern))) == 3
+
+
+def test_a_result_that_answers_another_question_too_is_looked_at_once(night, tmp_path):
+    scene = SceneAddress(str(tmp_path / "archive/a.tif"))
+    segment_scene(replace(night.pattern, scene=scene, name="a"), SerialExecutor())
+    assert "a" in {entry.name for entry in pending(night)}
+    assert states(segment_archive(night, SerialExecutor()))["a"] == "unchanged"
+    assert [entry.name for entry in pending(night)] == ["b"]
+    assert verify(tmp_path / "out/a").problems == ()
+
+
+@pytest.mark.parametrize("name", ["mask.tif", "item.json"])
+def test_a_result_without_its_mask_or_its_item_is_made_anew(night, tmp_path, name):
+    segment_archive(night, SerialExecutor())
+    (tmp_path / "out/deep/c" / name).unlink()
+    assert [entry.name for entry in pending(night)] == ["b", "deep/c"]
+    assert states(segment_archive(night, SerialExecutor()))["deep/c"] == "done"
+    assert (tmp_path / "out/deep/c" / name).is_file()
 
 
 def test_another_bundle_is_for_new_scenes_unless_a_backfill_is_asked_for(night, tmp_path):
