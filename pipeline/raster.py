@@ -167,7 +167,8 @@ class Raster:
         options["GDAL_DISABLE_READDIR_ON_OPEN"] = plain if sidecars else "EMPTY_DIR"
         if self._policy.trust != "named":
             options |= _NO_NETWORK
-        return _Handle(functools.partial(_gdal_open, self.admitted, options))
+        store = _store(self.admitted)
+        return _Handle(functools.partial(_gdal_open, self.admitted, options, store), store)
 
     def close(self) -> None:
         """Closes the handles of all threads; a later read opens anew."""
@@ -180,38 +181,50 @@ class Raster:
 class _Handle:
     """A dataset with the context it lives in: rasterio keeps the Python files behind it in context variables."""
 
-    def __init__(self, opened: Callable[[], Any]) -> None:
-        self._context = contextvars.Context()
-        self._file = self._context.run(opened)
+    def __init__(self, opened: Callable[[], Any], store: Container | None) -> None:
+        self._context, self._store = contextvars.Context(), store
+        self._file = self._checked(opened)
 
     @property
     def closed(self) -> bool:
         return bool(self._file.closed)
 
     def run(self, function: Callable[[Any], Result]) -> Result:
-        return self._context.run(function, self._file)
+        return self._checked(functools.partial(function, self._file))
+
+    def _checked(self, function: Callable[[], Result]) -> Result:
+        try:
+            return self._context.run(function)
+        finally:
+            if self._store is not None:  # what a store failed with comes before what GDAL makes of it
+                self._store.check()
 
     def close(self) -> None:
         self._context.run(self._file.close)
 
 
-def _gdal_open(admitted: Admitted, options: dict[str, Any]) -> Any:
+def _store(admitted: Admitted) -> Container | None:
+    """What a remote file and its neighbours are read through; None: GDAL opens the file by itself."""
+    file = admitted.file
+    if file is None or file.local:
+        return None
+    seen = {known.path: facts for known, facts in admitted.sidecars}
+    return Container(seen | {file.path: admitted.facts or Facts(0, "")}, file.filesystem)
+
+
+def _gdal_open(admitted: Admitted, options: dict[str, Any], store: Container | None) -> Any:
     with rasterio.Env(**options):
         with _QUIET, warnings.catch_warnings(action="ignore", category=NotGeoreferencedWarning):
-            opened = _rasterio_open(admitted)
+            opened = _rasterio_open(admitted, store)
         _stated(opened)  # GDAL looks for masks and metadata when first asked: that must be under these options
     return opened
 
 
-def _rasterio_open(admitted: Admitted) -> Any:
+def _rasterio_open(admitted: Admitted, store: Container | None) -> Any:
     file = admitted.file
     if file is None:
         return rasterio.open(admitted.name)
-    if file.local:
-        return rasterio.open(file.path, driver=admitted.driver)
-    seen = {known.path: facts for known, facts in admitted.sidecars}
-    opener = Container(seen | {file.path: admitted.facts or Facts(0, "")}, file.filesystem)
-    return rasterio.open(file.path, driver=admitted.driver, opener=opener)
+    return rasterio.open(file.path, driver=admitted.driver, **{} if store is None else {"opener": store})
 
 
 def _stated(file: Any) -> dict[str, str]:

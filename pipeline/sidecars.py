@@ -7,8 +7,7 @@ roots that a policy allows, and to what `run.json` reports.
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from pipeline.errors import UnreadableError
-from pipeline.files import Facts, File
+from pipeline.files import Facts, File, NoFileError
 from pipeline.georef import Affine6
 
 _APPENDED = (".aux.xml", ".msk", ".ovr")
@@ -45,7 +44,7 @@ def sidecars(file: File, infos: Mapping[str, Mapping[str, Any]] | None = None) -
 def _facts(file: File, infos: Mapping[str, Mapping[str, Any]] | None) -> Facts | None:
     try:
         return file.facts(infos)
-    except UnreadableError:  # a folder of that name
+    except NoFileError:
         return None
 
 

@@ -13,9 +13,12 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self.server.asked.append(self.path)
         path = self.server.folder / self.path.lstrip("/").split("?")[0]
+        if status := self.server.trouble(self.path, self.headers.get("Range", "")):
+            return self.send_error(status)
         if not path.is_file():
             return self.send_error(404)
-        data, part = path.read_bytes(), re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        asked = self.headers.get("Range", "") if self.server.ranges else ""
+        data, part = path.read_bytes(), re.fullmatch(r"bytes=(\d+)-(\d*)", asked)
         start, stop = (int(part[1]), int(part[2] or len(data) - 1) + 1) if part else (0, len(data))
         body = data[start:stop]
         self.send_response(206 if part else 200)
@@ -33,10 +36,13 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serve(folder):
-    """(address, paths asked for so far) of a server of `folder` with ranges and ETags."""
+def serve(folder, *, ranges=True, trouble=lambda *_: None):
+    """(address, paths asked for so far) of a server of `folder` with ETags, and with ranges if not otherwise wanted.
+
+    `trouble(path, range)` is the status of an answer that is an error.
+    """
     with ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
-        server.folder, server.asked = folder, []
+        server.folder, server.asked, server.ranges, server.trouble = folder, [], ranges, trouble
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
             yield f"http://127.0.0.1:{server.server_port}", server.asked

@@ -146,6 +146,44 @@ def test_errors_of_stores_are_errors_of_scenes(tmp_path, pixels):
             open_scene(SceneAddress(address))
 
 
+def test_a_server_that_fails_is_no_server_without_the_file(tmp_path, pixels):
+    write_tiff(tmp_path / "a.tif", pixels, **TILED)
+    with serve(tmp_path, trouble=lambda path, _: 503 * path.endswith(".msk")) as (url, _):
+        for act in (open_scene, fingerprint):  # without its mask, the scene would be another
+            with pytest.raises(UnreadableError, match=r"a.tif.msk cannot be opened: ClientResponseError: 503"):
+                act(SceneAddress(f"{url}/a.tif"))
+    unlisted = serve(tmp_path, trouble=lambda path, _: 403 * (not path.endswith(".tif")))  # as buckets answer
+    with unlisted as (url, _), open_scene(SceneAddress(f"{url}/a.tif")) as scene:
+        assert np.array_equal(scene.read(ALL)[0], pixels)
+    with pytest.raises(UnreadableError, match="Cannot connect"):
+        fingerprint(SceneAddress(f"{url}/a.tif"))
+
+
+def test_a_request_that_fails_is_made_again_and_then_says_why(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("pipeline.files._PAUSE", 0.0)
+    path = write_tiff(tmp_path / "a.tif", noise(3, 700, 700))
+    failures = []
+
+    def fail(_, part):
+        late = part and int(part[6:].split("-")[0]) > 400_000 and len(failures) < failures_wanted
+        return failures.append(part) or 500 if late else None
+
+    with serve(tmp_path, trouble=fail) as (url, _), open_scene(SceneAddress(f"{url}/a.tif")) as scene:
+        whole, failures_wanted = Window(0, 0, 700, 700), 2
+        with pytest.raises(UnreadableError, match="500, message='Internal Server Error'"):
+            scene.read(whole)
+        failures_wanted = 3
+        with rasterio.open(path) as file:
+            assert np.array_equal(scene.read(whole)[0], file.read())
+    assert capfd.readouterr().err == ""
+
+
+def test_a_server_without_ranges_is_an_error_that_says_so(tmp_path):
+    write_tiff(tmp_path / "a.tif", noise(3, 700, 700), **TILED)
+    with serve(tmp_path, ranges=False) as (url, _), pytest.raises(UnreadableError, match="sends whole files"):
+        open_scene(SceneAddress(f"{url}/a.tif"))
+
+
 def test_a_store_that_changes_while_it_is_read_is_an_error_and_never_zeros(memory, tmp_path):
     store, folder = memory
     store.pipe(f"{folder}/b.tif", write_tiff(tmp_path / "b.tif", noise(3, 700, 700)).read_bytes())
