@@ -3,10 +3,12 @@
 import contextlib
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipeline import stop
+from pipeline.errors import SpaceError
+from pipeline.plan import Plan
 
 
 class Disk:
@@ -15,6 +17,25 @@ class Disk:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._promised: list[int] = []
+
+    def plan(self, make: Callable[[], Plan]) -> Plan:
+        """What `make` returns; tried again after others have ended, as long as the disk is too full beside them.
+
+        Raises:
+            SpaceError: it is too full even with nothing else in flight.
+            Stopped: this process was asked to end meanwhile.
+        """
+        while True:
+            before = list(self._promised)
+            try:
+                return make()
+            except SpaceError:
+                if not before:
+                    raise
+            with self._changed:
+                while self._promised == before:
+                    stop.current().check()
+                    self._changed.wait(0.5)
 
     @contextlib.contextmanager
     def share(self, needed: int, out: Path) -> Iterator[None]:

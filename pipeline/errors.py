@@ -8,6 +8,7 @@
     │   ├── UnreadableError     missing, not an image, truncated, of a type that is not supported
     │   ├── RefusedError        what the source policy does not allow: nothing of it was opened
     │   ├── PlanError           bands, type, resolution, memory or disk do not fit: the numbers and the way out
+    │   │   └── SpaceError      the free disk is too small just now
     │   └── IncompleteError     some blocks failed: nothing was published, a rerun tries only those
     ├── EngineError             no engine can be built or loaded, or it failed its parity gate
     ├── TrainingError           no chips, a non-finite loss
@@ -28,6 +29,7 @@ __all__ = [
     "PlanError",
     "RefusedError",
     "SceneError",
+    "SpaceError",
     "TrainingError",
     "UnreadableError",
     "UsageError",
@@ -54,6 +56,10 @@ class RefusedError(SceneError):
 
 class PlanError(SceneError):
     """A scene and a bundle, or this machine, do not fit together."""
+
+
+class SpaceError(PlanError):
+    """The free disk is too small just now; with other scenes in flight, it may be larger once they have ended."""
 
 
 class LabelError(WidefieldError):

@@ -92,7 +92,7 @@ class ManyScenes:
         with ThreadPoolExecutor(self.executor.runs, "scene") as pool:
             running: set[Future[None]] = set()
             while (self._jobs and not stop.current().asked) or running:
-                while self._jobs and len(running) < self.executor.runs:
+                while self._jobs and len(running) < self.executor.runs and not stop.current().asked:
                     running.add(pool.submit(self._jobs.popleft()))
                 done, running = wait(running, timeout=0.1, return_when=FIRST_COMPLETED)
                 self._pump()

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 from models.engines.base import EngineRecord
 from models.spec import ModelSpec
 from pipeline import resources
-from pipeline.errors import PlanError
+from pipeline.errors import PlanError, SpaceError
 from pipeline.fit import check_fit, place_notes, radiometry_for
 from pipeline.georef import Georef
 from pipeline.grid import TileGrid, Window
@@ -315,7 +315,7 @@ def _check_machine(plan: Plan, options: PlanOptions) -> None:
     costs = plan.costs
     needed = costs.needed_bytes
     if needed > costs.free_bytes + options.stored:
-        raise PlanError(
+        raise SpaceError(
             f"{plan.scene.path} may need {_size(needed)} of disk, {_size(costs.free_bytes)} are free: "
             "free some, choose another --out"
             + (", or read the scene where it lies with --stage never" if plan.stage else "")

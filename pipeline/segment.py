@@ -30,6 +30,7 @@ from pipeline.publish.files import write_text
 from pipeline.replace import exchange
 from pipeline.scene import Scene, SceneAddress, open_scene
 from pipeline.schedule import Listener, Progress, Schedule
+from pipeline.staging import StageCache
 from pipeline.store import folder_bytes
 from pipeline.verify import verify
 from pipeline.worker import PublishTask, perform
@@ -152,10 +153,12 @@ def segment_scene(
     """
     # Workers on a foreign cluster have working folders of their own.
     request = replace(request, out=request.out.absolute())
-    left = sum(folder_bytes(folder) for folder in (request.folder, request.workshop, request.staged))
+    disk = disk or Disk()
+    # What other scenes in flight have staged is not at hand.
+    left = StageCache(request.staged).idle_bytes() + sum(map(folder_bytes, (request.folder, request.workshop)))
     options = replace(request.options, workers=executor.workers, memory=executor.memory, stored=left)
-    plan = plan_request(replace(request, options=options))
-    with workshop.locked(request.workshop), (disk or Disk()).share(max(plan.costs.needed_bytes - left, 0), request.out):
+    plan = disk.plan(lambda: plan_request(replace(request, options=options)))
+    with workshop.locked(request.workshop), disk.share(max(plan.costs.needed_bytes - left, 0), request.out):
         if facts := finished(request, plan):
             return facts
         executor.settle(plan.key[:16])

@@ -146,6 +146,13 @@ class StageCache:
         entries = sorted(self.folder.iterdir(), key=lambda entry: (entry.stat().st_mtime_ns, entry.name))
         return {entry: folder_bytes(entry) for entry in entries}
 
+    def idle_bytes(self) -> int:
+        """Bytes of the staged scenes that nobody holds."""
+        if not self.folder.is_dir():
+            return 0
+        with self._guard():
+            return sum(size for entry, size in self.sizes().items() if _free(entry))
+
     def clear(self) -> int:
         """Removes every staged scene that nobody holds; returns the bytes freed."""
         if not self.folder.is_dir():

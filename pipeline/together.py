@@ -23,7 +23,7 @@ from pipeline.plan import GDAL_CACHE, TASK_SECONDS, Plan
 from pipeline.report import Effort
 from pipeline.schedule import prove
 from pipeline.segment import Engines, Job, SegmentRequest, finished, open_job, plan_request
-from pipeline.stop import stopping
+from pipeline.stop import Stopped, stopping
 from pipeline.worker import Task, TaskReport, segment_together
 
 SMALL_TILES = 8
@@ -138,6 +138,8 @@ class _Chunk:
         """A failure of one scene is its result; one that all would share is raised."""
         try:
             yield
+        except Stopped:
+            raise
         except Exception as error:  # whatever a scene raises must not stop the others
             if isinstance(error, UsageError) and not isinstance(error, OutputError):
                 raise
@@ -151,6 +153,8 @@ class _Chunk:
         for alike in by_engine.values():
             try:
                 self._run(alike)
+            except Stopped:
+                raise
             except Exception:  # noqa: BLE001 - one scene's fault: it is found scene by scene
                 self._one_by_one(alike)
         return [job for job in jobs if not _left(job, self._records[str(job.run)])]

@@ -170,6 +170,14 @@ def test_the_least_recently_used_goes_first_and_never_one_in_use(tmp_path):
     held.__exit__(None, None, None)
 
 
+def test_bytes_that_a_living_run_holds_are_not_at_hand(tmp_path):
+    scene, cache = scene_of(tmp_path, noise(1, 100, 100)), StageCache(tmp_path / "cache")
+    assert cache.idle_bytes() == 0
+    with cache.hold(scene):
+        assert cache.idle_bytes() == 0
+    assert cache.idle_bytes() == sum(cache.sizes().values()) > 0
+
+
 def test_clearing_spares_what_is_held(tmp_path):
     scenes = [scene_of(tmp_path, noise(1, 100, 100, seed=seed), f"{seed}.tif") for seed in range(2)]
     cache = StageCache(tmp_path / "cache")
