@@ -22,7 +22,3 @@ def test_the_server_has_the_settings_of_infra(site):
     assert told["server"]["analytics_enabled"] is False
     assert told["server"]["concurrency"]["lease_storage"].endswith("filesystem")
     assert "secret" not in json.dumps(told)
-
-
-def test_the_log_of_the_server_holds_no_traceback(site):
-    assert "Traceback" not in (site.folder / "prefect" / "server.log").read_text()
