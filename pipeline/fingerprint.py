@@ -16,6 +16,14 @@ from pipeline.sidecars import sidecars
 from pipeline.vrt import read_sources
 
 _HEADER_BYTES = 1 << 16
+_PAM, _PAM_BYTES = ".aux.xml", 1 << 24
+"""What GDAL keeps beside a raster, and up to which length it is read."""
+_VIEWED = re.compile(
+    rb'<MDI key="STATISTICS_\w+">[^<]*</MDI>|<Histograms>.*?</Histograms>'
+    rb'|<(Metadata|PAMRasterBand|PAMDataset)(?: band="\d+")?(?:/>|></\1>)|(?<=>)\s+(?=<|\Z)',
+    re.DOTALL,
+)
+"""What looking at a raster with GDAL or QGIS leaves in there: statistics, and elements that hold nothing else."""
 
 
 def fingerprint(address: SceneAddress, infos: Mapping[str, Mapping[str, Any]] | None = None) -> str:
@@ -24,7 +32,8 @@ def fingerprint(address: SceneAddress, infos: Mapping[str, Mapping[str, Any]] | 
     Size, time of change and a digest of the first 64 KiB of local files; size and ETag, or time of change, of others.
     `infos`, what a listing said about each path (`fsspec`'s `find(detail=True)`), saves the requests for these; the
     result is the same. A night without news costs no reading; a sidecar that comes, goes or changes makes another
-    scene. The names of files count by their endings alone.
+    scene, but for statistics in a local `.aux.xml`, whose content counts and not its time. The names of files count by
+    their endings alone.
 
     Raises:
         RefusedError, UnreadableError: the scene may not be opened, or is not there.
@@ -50,7 +59,11 @@ def _parts(policy: SourcePolicy, path: str, infos: Mapping[str, Mapping[str, Any
         for neighbour, facts in sidecars(file, infos):
             if neighbour.path.lower().endswith(".ovr"):  # smaller views of the same pixels
                 continue
-            yield from _file_parts(neighbour, neighbour.path.removeprefix(os.path.splitext(file.path)[0]), None, facts)  # noqa: PTH122 - the path is a string
+            ending = neighbour.path.removeprefix(os.path.splitext(file.path)[0])  # noqa: PTH122 - the path is a string
+            if file.local and ending.endswith(_PAM) and facts.size <= _PAM_BYTES:
+                yield from _pam_parts(neighbour, ending)
+            else:
+                yield from _file_parts(neighbour, ending, None, facts)
     if file.local and suffix_of(path) == ".vrt":
         yield from _vrt_parts(Path(file.path), {file.path})
 
@@ -64,6 +77,16 @@ def _file_parts(
     yield f"{ending} {facts.size} {facts.version} ".encode()
     if file.local:
         yield hashlib.sha256(file.read(0, _HEADER_BYTES)).digest()
+
+
+def _pam_parts(file: File, ending: str) -> Iterator[bytes]:
+    """What a local `.aux.xml` says about the scene: a look at it in QGIS makes it no other scene."""
+    said, found = file.read(0, _PAM_BYTES), 1
+    while found:  # emptied elements may leave the one around them empty
+        said, found = _VIEWED.subn(b"", said)
+    if said:
+        yield f"{ending} {len(said)} ".encode()
+        yield hashlib.sha256(said).digest()
 
 
 def _vrt_parts(vrt: Path, seen: set[str]) -> Iterator[bytes]:

@@ -202,6 +202,25 @@ def test_a_fingerprint_follows_the_file_and_its_sidecars(tmp_path):
     assert len({first, second, fingerprint(address)}) == 3
 
 
+def test_looking_at_a_scene_does_not_make_it_another_one(tmp_path):
+    path = write_tiff(tmp_path / "a.tif", noise(2, 40, 50))
+    pam, address = tmp_path / "a.tif.aux.xml", SceneAddress(str(path))
+    first = fingerprint(address)
+    with rasterio.open(path) as file:  # as QGIS does for its colours
+        assert file.stats(indexes=[1, 2], approx=False)[0].max > 0
+    assert b"STATISTICS_MEAN" in pam.read_bytes()
+    assert fingerprint(address) == first
+    said = "<NoDataValue>7.00000000000000E+00</NoDataValue>"
+    pam.write_text(f'<PAMDataset><PAMRasterBand band="1">{said}</PAMRasterBand></PAMDataset>')
+    second = fingerprint(address)
+    with rasterio.open(path) as file:
+        file.stats(indexes=[1, 2], approx=False)
+    assert b"STATISTICS_MEAN" in pam.read_bytes()
+    assert first != fingerprint(address) == second
+    pam.write_text(pam.read_text().replace(">7.", ">8."))
+    assert fingerprint(address) not in {first, second}
+
+
 def test_an_address_travels_as_json_and_pickle():
     address = SceneAddress("a/b.tif", (3, 1), -9999.0, Window(1, 2, 3, 4))
     assert SceneAddress.from_json(json.loads(json.dumps(address.to_json()))) == address
