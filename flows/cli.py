@@ -86,7 +86,7 @@ def plan(
 
     Of an archive, the scenes that are new or have changed since they were segmented into OUT.
     """
-    from pipeline.archive import is_archive
+    from pipeline.archive import is_archive, stem
 
     def show(request: "SegmentRequest") -> None:
         from pipeline.segment import plan_request
@@ -101,7 +101,7 @@ def plan(
         _plan_archive(_night(scene, options.request("", "", bundle, folder), match, backfill), show, as_json=as_json)
     else:
         with _told(scene, as_json=as_json):
-            show(options.request(named(scene), Path(scene).stem, bundle, folder))
+            show(options.request(named(scene), stem(Path(scene).name), bundle, folder))
 
 
 def _night(archive: str, pattern: "SegmentRequest", match: str | None, backfill: bool) -> "ArchiveRequest":
@@ -160,7 +160,7 @@ def segment(
     are new or have changed are segmented.
     """
     from models.bundle import open_bundle
-    from pipeline.archive import is_archive
+    from pipeline.archive import is_archive, stem
     from pipeline.executors import make_executor
     from pipeline.housekeeping import make_folder
     from pipeline.stop import draining
@@ -170,7 +170,7 @@ def segment(
         complain(f"waiting for another run over an archive that writes into {folder}")
 
     many = is_archive(scene)
-    path, name = ("", "") if many else (named(scene), Path(scene).stem)
+    path, name = ("", "") if many else (named(scene), stem(Path(scene).name))
     request = options.request(path, name, bundle, folder, keep_staged=keep_staged)
     open_bundle(bundle)
     make_folder(folder)

@@ -16,9 +16,11 @@ from prefect.states import Cancelled
 from prefect.tasks import Task
 
 from flows.artifacts import escape, picture, plain, table
+from flows.options import named
 from flows.parameters import Options
 from flows.progress import LoggedProgress
 from flows.show import area
+from pipeline.archive import stem
 from pipeline.errors import IncompleteError, WidefieldError
 from pipeline.executors import make_executor
 from pipeline.housekeeping import make_folder
@@ -72,20 +74,21 @@ def segment_scene(
     Paths are those of the machine that runs the flow.
 
     Args:
-        scene: File of the scene.
+        scene: File of the scene, or its address.
         bundle: Folder of the trained model.
         out: Folder of results; the scene gets a folder of its name.
         options: How the scene is read, cut and computed.
     """
-    path = Path(scene).absolute()
-    request = options.request(str(path), path.stem, bundle, out)
+    request = options.request(named(scene), stem(Path(scene).name), bundle, out)
     make_folder(request.out)
     plan_scene(request)
     state = segment_blocks(request, options, return_state=True)
     if state.is_cancelled():
         return Cancelled(message=state.message)
     facts = state.result()
-    create_markdown_artifact(key="segment-scene", markdown=page(facts, request.folder), description=plain(path.name))
+    create_markdown_artifact(
+        key="segment-scene", markdown=page(facts, request.folder), description=plain(Path(scene).name)
+    )
     return facts
 
 

@@ -150,7 +150,7 @@ def _found(place: _Place, match: str | None, pattern: SceneAddress) -> tuple[lis
     names = [name for name in inside if _is_scene(PurePosixPath(name), results)]
     bands, problems = _bands([inside[name] for name in names if is_scene_file(name)], pattern.policy)
     return [
-        Found(_stem(name), replace(pattern, path=inside[name]))
+        Found(stem(name), replace(pattern, path=inside[name]))
         for name in names
         if inside[name] not in bands and (match is None or fnmatch.fnmatchcase(name, match))
     ], problems
@@ -177,7 +177,8 @@ def _is_scene(file: PurePosixPath, results: set[str]) -> bool:
     return not results or not any(str(parent) in results for parent in file.parents)
 
 
-def _stem(name: str) -> str:
+def stem(name: str) -> str:
+    """A path without the ending that says what kind of scene it is."""
     end = SCENE_FILE if is_scene_file(name) else PurePosixPath(name).suffix
     return name[: len(name) - len(end)]
 

@@ -71,6 +71,15 @@ def test_segment_writes_every_output_and_says_what_it_did(segment, scene, tmp_pa
     assert {"item.json", "preview.png", "mask.qml", "run.json"} <= names
 
 
+def test_a_scene_file_gives_its_result_the_name_that_it_has_in_an_archive(segment, tmp_path):
+    for band in "rgb":
+        write_tiff(tmp_path / f"{band}.tif", noise(1, 150, 200), **TILED)
+    bands = {"red": "r.tif", "green": "g.tif", "blue": "b.tif"}
+    (tmp_path / "north.scene.json").write_text(json.dumps({"schema": 1, "bands": bands}))
+    assert segment(tmp_path / "north.scene.json")[0] == 0
+    assert (tmp_path / "o" / "north" / "mask.tif").exists()
+
+
 def test_the_same_command_again_changes_nothing(segment, scene):
     first = json.loads(segment(scene, "--json")[1])
     second = json.loads(segment(scene, "--json")[1])

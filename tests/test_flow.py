@@ -8,6 +8,7 @@ from base64 import b64decode
 
 import pytest
 from drawn_scenes import noise, write_tiff
+from local_server import serve
 from prefect_site import ROOT
 
 pytestmark = pytest.mark.xdist_group("prefect")
@@ -22,19 +23,22 @@ for parameters in json.load(sys.stdin):
 
 @pytest.fixture(scope="module")
 def served(bundle, site, tmp_path_factory):
-    """Three runs of the flow, one process: a good scene, a bad one, a wrong parameter; what the server tells."""
+    """Four runs of the flow, one process: two good scenes, a bad one, a wrong parameter; what the server tells."""
     folder = tmp_path_factory.mktemp("served")
     good, bad = write_tiff(folder / "good.tif", noise(3, 900, 1000)), folder / "bad.tif"
     bad.write_bytes(b"no image")
     rest = {"bundle": str(bundle), "out": str(folder / "o")}
     quick, wrong = {"options": {"engine": "null"}}, {"options": {"workers": 0}}
+    write_tiff(folder / "far.tif", noise(3, 300, 300))
     runs = [
         {"scene": str(good), **rest, **quick},
         {"scene": str(bad), **rest, **quick},
         {"scene": "wrong.tif", **rest, **wrong},
     ]
     command = [sys.executable, "-c", RUNS]
-    subprocess.run(command, input=json.dumps(runs), text=True, env=site.environment, check=True, cwd=ROOT)
+    with serve(folder) as (url, _):
+        runs.append({"scene": f"{url}/far.tif", **rest, **quick})
+        subprocess.run(command, input=json.dumps(runs), text=True, env=site.environment, check=True, cwd=ROOT)
     ours = {"flows": {"name": {"any_": ["segment-scene"]}}}
     told = {path: site.ask(f"{path}/filter", ours) for path in ("flow_runs", "task_runs")}
     return told | {"artifacts": site.ask("artifacts/filter"), "folder": folder}
@@ -49,9 +53,14 @@ def test_a_good_scene_completes(served):
     assert (served["folder"] / "o" / "good" / "mask.tif").exists()
 
 
+def test_a_scene_may_be_an_address(served):
+    assert state(served, "far.tif")["type"] == "COMPLETED"
+    assert (served["folder"] / "o" / "far" / "mask.tif").exists()
+
+
 def test_prefect_sees_phases_and_no_tiles(served):
     names = [re.sub("-[0-9a-f]{3}$", "", run["name"]) for run in served["task_runs"]]
-    assert sorted(names) == ["plan", "plan", "segment"]
+    assert sorted(names) == ["plan", "plan", "plan", "segment", "segment"]
 
 
 def test_a_run_is_named_after_its_scene(served):
@@ -59,7 +68,7 @@ def test_a_run_is_named_after_its_scene(served):
 
 
 def test_the_artifact_shows_the_result_in_a_small_picture(served):
-    (artifact,) = (a for a in served["artifacts"] if a["key"] == "segment-scene")
+    artifact = next(a for a in served["artifacts"] if a["description"] == "good.tif")
     assert "| c0 | 100.00% |" in artifact["data"]
     picture = re.search(r"!\[preview\]\(data:image/jpeg;base64,(.*)\)", artifact["data"])
     assert len(picture[0]) <= 200_000
