@@ -44,7 +44,8 @@ def clean(out: Path, *, engines: bool = False) -> Cleaned:
     What a living run holds stays: its folder and its staged scene. Published results are not touched.
     """
     freed, living = 0, 0
-    for workshop in sorted({lock.parent for lock in (out / HIDDEN / "runs").rglob(LOCK)}):
+    locks = (lock for lock in (out / HIDDEN / "runs").rglob(LOCK) if lock.is_file())  # a scene may have that name
+    for workshop in sorted({lock.parent for lock in locks}):
         try:
             with FileLock(workshop / LOCK, timeout=0):
                 freed += sum(_remove(run) for run in workshop.iterdir() if run.is_dir() and not any(run.rglob(LOCK)))

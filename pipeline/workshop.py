@@ -159,7 +159,7 @@ def check_place(folder: Path, plan: Plan) -> None:
         )
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         other = json.loads((folder / RUN).read_text(encoding="utf-8"))["scene"]["path"]
-        if other != plan.scene.path and Path(other).exists():
+        if Path(other).exists() and Path(other).resolve() != Path(plan.scene.path).resolve():
             raise OutputError(f"{folder} is the result of {other}: choose another --out for {plan.scene.path}")
 
 

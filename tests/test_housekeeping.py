@@ -26,6 +26,11 @@ def test_dead_runs_go_and_published_results_stay(tmp_path):
     assert (tmp_path / "a").exists()
 
 
+def test_a_scene_may_be_named_like_a_lock(tmp_path):
+    draw_run(tmp_path, "lock")
+    assert clean(tmp_path).freed == 1000
+
+
 def test_what_a_living_run_holds_stays(tmp_path):
     dead, living = draw_run(tmp_path, "a"), draw_run(tmp_path, "a/deep/b")
     with FileLock(living.parent / "lock"):

@@ -108,6 +108,14 @@ def test_a_result_without_its_mask_or_its_item_is_made_anew(night, tmp_path, nam
     assert (tmp_path / "out/deep/c" / name).is_file()
 
 
+def test_an_archive_may_be_named_by_another_path(night, bundle, tmp_path):
+    segment_archive(night, SerialExecutor())
+    (tmp_path / "link").symlink_to("archive")
+    write_tiff(tmp_path / "archive/a.tif", noise(3, 60, 70, seed=1), **TILED)
+    report = segment_archive(ask(tmp_path / "link", bundle, tmp_path / "out"), SerialExecutor())
+    assert states(report) == {"a": "done", "b": "failed", "deep/c": "unchanged"}
+
+
 def test_another_bundle_is_for_new_scenes_unless_a_backfill_is_asked_for(night, tmp_path):
     segment_archive(night, SerialExecutor())
     draw_bundle(tmp_path / "other", seed=1, halo=32, tiles=(128, 256))
