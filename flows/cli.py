@@ -86,7 +86,7 @@ def plan(
 
     Of an archive, the scenes that are new or have changed since they were segmented into OUT.
     """
-    from pipeline.archive import is_archive, stem
+    from pipeline.archive import is_archive, scene_name
 
     def show(request: "SegmentRequest") -> None:
         from pipeline.segment import plan_request
@@ -101,7 +101,7 @@ def plan(
         _plan_archive(_night(scene, options.request("", "", bundle, folder), match, backfill), show, as_json=as_json)
     else:
         with _told(scene, as_json=as_json):
-            show(options.request(named(scene), stem(Path(scene).name), bundle, folder))
+            show(options.request(named(scene), scene_name(scene), bundle, folder))
 
 
 def _night(archive: str, pattern: "SegmentRequest", match: str | None, backfill: bool) -> "ArchiveRequest":
@@ -123,13 +123,15 @@ def _plan_archive(night: "ArchiveRequest", show: "Callable[[SegmentRequest], Non
     for result in settled:
         if result.status == "failed":
             lines(result)
+    planned = 0
     for entry in waiting:
         try:
             show(night.of(entry))
+            planned += 1
         except SceneError as error:
             lines(SceneResult(entry.name, entry.address.path, "failed", line(error)))
     unchanged = sum(result.status == "unchanged" for result in settled)
-    counts = f"{len(waiting)} scenes to segment, {unchanged} unchanged, {lines.failed} failed"
+    counts = f"{planned} to segment, {unchanged} unchanged, {lines.failed} failed"
     err.print(counts, highlight=False)
     if lines.failed:
         raise typer.Exit(1)
@@ -160,7 +162,7 @@ def segment(
     are new or have changed are segmented.
     """
     from models.bundle import open_bundle
-    from pipeline.archive import is_archive, stem
+    from pipeline.archive import is_archive, scene_name
     from pipeline.executors import make_executor
     from pipeline.housekeeping import make_folder
     from pipeline.stop import draining
@@ -170,7 +172,7 @@ def segment(
         complain(f"waiting for another run over an archive that writes into {folder}")
 
     many = is_archive(scene)
-    path, name = ("", "") if many else (named(scene), stem(Path(scene).name))
+    path, name = ("", "") if many else (named(scene), scene_name(scene))
     request = options.request(path, name, bundle, folder, keep_staged=keep_staged)
     open_bundle(bundle)
     make_folder(folder)

@@ -25,7 +25,12 @@ ScenePath = Annotated[
     str,
     typer.Argument(metavar="SCENE", help="A raster; or an archive: a folder, an fsspec address, a STAC catalogue."),
 ]
-Match = Annotated[str | None, typer.Option(help="Of an archive: only paths that fit this glob, as in 'north/*.tif'.")]
+Match = Annotated[
+    str | None,
+    typer.Option(
+        help="Of an archive: only paths (of a STAC catalogue: names of items) that fit this glob, as in 'north/*.tif'."
+    ),
+]
 Backfill = Annotated[bool, typer.Option("--backfill", help="Of an archive: redo the results of another bundle too.")]
 Check = Annotated[bool, typer.Option("--check", help="Of an archive: verify finished results, mend what is damaged.")]
 BundleDir = Annotated[Path, typer.Option("--bundle", help="Folder of the trained model.")]
@@ -57,7 +62,12 @@ class RunOptions:
     )
     workers: Annotated[int, typer.Option(min=1, help="Worker processes on this machine.")] = 1
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Engine threads a worker (part of the engine's identity).")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Engine threads a worker (part of the engine's identity); all cores, at most 8, if not given: with "
+            "several workers, give cores / workers.",
+        ),
     ] = None
     engine: Annotated[
         Literal["auto", "torch", "openvino", "null"],
@@ -69,7 +79,9 @@ class RunOptions:
     ] = "auto"
     stage: Annotated[
         Literal["always", "auto", "never"],
-        typer.Option(help="Tile the scene into zarr first; `auto`: where the file is made of strips."),
+        typer.Option(
+            help="Tile the scene into zarr first; `auto`: if it is made of strips, JPEG 2000, or on a network."
+        ),
     ] = "auto"
     bands: Annotated[
         str | None, typer.Option(help="Bands of the file in the bundle's order, counted from 1, as in 1,2,3.")

@@ -20,7 +20,7 @@ from flows.options import named
 from flows.parameters import Options
 from flows.progress import LoggedProgress
 from flows.show import area
-from pipeline.archive import stem
+from pipeline.archive import scene_name
 from pipeline.errors import IncompleteError, WidefieldError
 from pipeline.executors import make_executor
 from pipeline.housekeeping import make_folder
@@ -79,7 +79,7 @@ def segment_scene(
         out: Folder of results; the scene gets a folder of its name.
         options: How the scene is read, cut and computed.
     """
-    request = options.request(named(scene), stem(Path(scene).name), bundle, out)
+    request = options.request(named(scene), scene_name(scene), bundle, out)
     make_folder(request.out)
     plan_scene(request)
     state = segment_blocks(request, options, return_state=True)

@@ -16,6 +16,8 @@ from typing import Literal
 from pipeline.catalogue import Catalogue, is_catalogue
 from pipeline.errors import SceneError, UsageError
 from pipeline.files import is_address, local_path
+from pipeline.formats import SUFFIXES as PLAIN
+from pipeline.formats import suffix_of
 from pipeline.outputs import MASK
 from pipeline.policy import SourcePolicy
 from pipeline.scene import SceneAddress, fingerprint
@@ -70,7 +72,7 @@ def is_archive(path: str) -> bool:
     folder = os.path.isdir(local_path(path))  # noqa: PTH112 - Path.is_dir raises where a name is too long
     if folder or is_catalogue(path):
         return True
-    return is_address(path) and not path.lower().endswith((*SUFFIXES, SCENE_FILE))
+    return is_address(path) and suffix_of(path) not in {*SUFFIXES, *PLAIN} and not is_scene_file(path)
 
 
 def list_archive(
@@ -181,6 +183,11 @@ def stem(name: str) -> str:
     """A path without the ending that says what kind of scene it is."""
     end = SCENE_FILE if is_scene_file(name) else PurePosixPath(name).suffix
     return name[: len(name) - len(end)]
+
+
+def scene_name(path: str) -> str:
+    """What the result of a scene is called that is named by itself."""
+    return stem(Path(path.partition("?")[0] if is_address(path) else path).name)
 
 
 def judged(found: Sequence[Found]) -> tuple[list[Found], list[Problem]]:

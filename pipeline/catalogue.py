@@ -13,7 +13,9 @@ import pystac
 
 from pipeline.address import SceneAddress
 from pipeline.errors import SceneError, UnreadableError, UsageError
+from pipeline.formats import suffix_of
 from pipeline.policy import SourcePolicy
+from pipeline.scenefile import is_scene_file
 from pipeline.walk import Problem, reason
 
 LIMIT = 64 << 20
@@ -24,7 +26,7 @@ _NO_SCENE = {"thumbnail", "overview", "metadata"}
 
 def is_catalogue(path: str) -> bool:
     """Whether a path is that of a STAC file rather than of a raster or a scene file."""
-    return path.lower().endswith(".json") and not path.lower().endswith(".scene.json")
+    return suffix_of(path) == ".json" and not is_scene_file(path)
 
 
 @dataclass

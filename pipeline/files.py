@@ -108,7 +108,9 @@ class File:
         if info.get("type", "file") != "file":
             raise NoFileError(f"{self.path} is a {info['type']} and no file: name the raster itself")
         version = next((_stamp(info[key]) for key in _VERSIONS if info.get(key) is not None), "")
-        return Facts(int(info.get("size") or 0), version)
+        if info.get("size") is None:
+            raise UnreadableError(f"{self.path} cannot be opened: its server does not tell its size; download it")
+        return Facts(int(info["size"]), version)
 
     def read(self, start: int, length: int) -> bytes:
         """Up to `length` bytes from `start` on; fewer at the end of the file.

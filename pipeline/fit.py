@@ -27,8 +27,9 @@ def choose_bands(scene: Scene, spec: ModelSpec) -> SceneAddress:
         return scene.address
     if scene.colours and scene.address.bands is None and set(wanted) <= set(_COLOURS):
         return replace(scene.address, palette=True, bands=tuple(_COLOURS.index(name) + 1 for name in wanted))
+    has = "has" if scene.address.bands is None else "was asked for"
     raise PlanError(
-        f"{scene.address.path} has {len(names)} bands ({', '.join(scene.bands)}), bundle '{spec.name}' needs "
+        f"{scene.address.path} {has} {len(names)} bands ({', '.join(scene.bands)}), bundle '{spec.name}' needs "
         f"{len(wanted)} ({', '.join(band.name for band in spec.bands)}): name them in that order, as in --bands 1,2,3"
     )
 

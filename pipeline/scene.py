@@ -108,8 +108,10 @@ class Scene:
         whole = Window(0, 0, first.height, first.width)
         self._part = self.address.window or whole
         if not whole.contains(self._part):
+            part = self._part
             raise SceneError(
-                f"{self.address.path}: {self._part} leaves the file's {whole.height} x {whole.width} pixels"
+                f"{self.address.path}: the window of {part.height} x {part.width} pixels at row {part.row}, column "
+                f"{part.col} leaves the file's {whole.height} x {whole.width}"
             )
         self._factors = [factor(first, other) for other in self._rasters]
         self.height, self.width = self._part.height, self._part.width

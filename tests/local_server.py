@@ -22,7 +22,8 @@ class _Handler(BaseHTTPRequestHandler):
         start, stop = (int(part[1]), int(part[2] or len(data) - 1) + 1) if part else (0, len(data))
         body = data[start:stop]
         self.send_response(206 if part else 200)
-        self.send_header("Content-Length", str(len(body)))
+        if self.server.sizes:
+            self.send_header("Content-Length", str(len(body)))
         self.send_header("Accept-Ranges", "bytes")
         self.send_header("ETag", f'"{hash(data)}"')
         if part:
@@ -36,13 +37,14 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serve(folder, *, ranges=True, trouble=lambda *_: None):
-    """(address, paths asked for so far) of a server of `folder` with ETags, and with ranges if not otherwise wanted.
+def serve(folder, *, ranges=True, sizes=True, trouble=lambda *_: None):
+    """(address, paths asked for so far) of a server of `folder` with ETags; it knows ranges and tells sizes, or not.
 
     `trouble(path, range)` is the status of an answer that is an error.
     """
     with ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
-        server.folder, server.asked, server.ranges, server.trouble = folder, [], ranges, trouble
+        server.folder, server.asked, server.trouble = folder, [], trouble
+        server.ranges, server.sizes = ranges, sizes
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
             yield f"http://127.0.0.1:{server.server_port}", server.asked

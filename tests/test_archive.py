@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline.archive import is_archive, list_archive
+from pipeline.archive import is_archive, list_archive, scene_name
 from pipeline.errors import UsageError
 from pipeline.scene import SceneAddress
 
@@ -92,4 +92,13 @@ def test_a_folder_or_an_address_without_a_suffix_means_many_scenes(tmp_path):
     assert is_archive(str(tmp_path))
     assert is_archive("s3://bucket/prefix")
     assert not is_archive("https://host/scene.tif")
+    assert not is_archive("https://host/scene.webp")
+    assert not is_archive("https://host/scene.scene.json")
+    assert is_archive("https://host/catalog.json?token=a")
     assert not is_archive(str(tmp_path / "scene.tif"))
+
+
+def test_a_signed_address_is_one_scene_called_by_its_file():
+    signed = "https://host/north/scene.tif?key=a/b.c&until=1"
+    assert not is_archive(signed)
+    assert [scene_name(name) for name in (signed, "a/b.c.tif", "a/why?.tif")] == ["scene", "b.c", "why?"]

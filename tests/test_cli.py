@@ -108,10 +108,14 @@ def test_of_an_archive_only_what_is_new_and_fits_is_planned_and_segmented(segmen
     assert segment(folder, "--match", "north/a*")[2] == "1 scenes: 1 done, 0 unchanged, 0 failed\n"
     plan = ["plan", folder, "--bundle", bundle, "--engine", "null", "--out", tmp_path / "o", "--json"]
     code, out, err = widefield(*plan)
-    assert (code, err) == (0, "2 scenes to segment, 1 unchanged, 0 failed\n")
+    assert (code, err) == (0, "2 to segment, 1 unchanged, 0 failed\n")
     assert [Plan.from_json(json.loads(line)).scene.path for line in out.splitlines()] == [
         str(folder / name) for name in ("c.tif", "north/b.tif")
     ]
+    (folder / "bad.tif").write_bytes(b"no image at all")
+    code, _, err = widefield(*plan)
+    assert (code, err.splitlines()[-1]) == (1, "2 to segment, 1 unchanged, 1 failed")
+    (folder / "bad.tif").unlink()
     code, _, err = segment(folder, "--untrusted", "--max-pixels", "4000")
     assert (code, err.splitlines()[-1]) == (1, "3 scenes: 0 done, 0 unchanged, 3 failed")
 

@@ -178,9 +178,12 @@ def test_a_request_that_fails_is_made_again_and_then_says_why(tmp_path, capfd, m
     assert capfd.readouterr().err == ""
 
 
-def test_a_server_without_ranges_is_an_error_that_says_so(tmp_path):
+@pytest.mark.parametrize(
+    ("server", "says"), [({"ranges": False}, "sends whole files"), ({"sizes": False}, "does not tell its size")]
+)
+def test_a_server_that_is_too_simple_is_an_error_that_says_so(tmp_path, server, says):
     write_tiff(tmp_path / "a.tif", noise(3, 700, 700), **TILED)
-    with serve(tmp_path, ranges=False) as (url, _), pytest.raises(UnreadableError, match="sends whole files"):
+    with serve(tmp_path, **server) as (url, _), pytest.raises(UnreadableError, match=f"{says}.*download it"):
         open_scene(SceneAddress(f"{url}/a.tif"))
 
 
