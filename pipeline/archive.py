@@ -25,7 +25,7 @@ from pipeline.scenefile import SUFFIX as SCENE_FILE
 from pipeline.scenefile import is_scene_file, read_bands
 from pipeline.walk import Infos, Problem, local_files, reason, remote_files
 
-SUFFIXES = (".tif", ".tiff", ".jp2", ".png", ".jpg", ".jpeg", ".vrt", ".svs")
+SUFFIXES = (*PLAIN, ".vrt")
 """Ends of the names of files that are taken for scenes, in lower case."""
 LABELS_END = "-labels"
 """Ends the name of a class raster that lies beside its scene."""
@@ -72,7 +72,7 @@ def is_archive(path: str) -> bool:
     folder = os.path.isdir(local_path(path))  # noqa: PTH112 - Path.is_dir raises where a name is too long
     if folder or is_catalogue(path):
         return True
-    return is_address(path) and suffix_of(path) not in {*SUFFIXES, *PLAIN} and not is_scene_file(path)
+    return is_address(path) and suffix_of(path) not in SUFFIXES and not is_scene_file(path)
 
 
 def list_archive(

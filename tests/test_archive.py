@@ -74,6 +74,12 @@ def test_links_to_folders_are_not_followed_and_dangling_ones_are_told(tmp_path):
     assert [name for name, _ in listing.problems] == ["gone"]
 
 
+def test_all_that_a_plain_raster_may_be_called_is_found(tmp_path):
+    for name in ("a.tif", "b.GTIFF", "c.webp", "d.j2k", "e.svs", "f.txt", "g.tif.aux.xml"):
+        touch(tmp_path, name)
+    assert [scene.name for scene in list_archive(str(tmp_path)).scenes] == ["a", "b", "c", "d", "e"]
+
+
 def test_a_changed_file_has_another_fingerprint(tmp_path):
     touch(tmp_path, "a.tif")
     before = list_archive(str(tmp_path)).scenes[0].fingerprint
