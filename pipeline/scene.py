@@ -180,6 +180,11 @@ class Scene:
                 notes.append(f"{raster.path[:200]} is opened by GDAL alone: that its source changed may go unnoticed")
         changed = [fact for fact in self.origin["sidecars"] if fact["changes"]]
         notes += [f"{fact['file']} changes the scene's {', '.join(fact['changes'])}" for fact in changed]
+        if not any("mask" in fact["changes"] for fact in changed):
+            idle = [fact["file"] for fact in self.origin["sidecars"] if fact["file"].lower().endswith(".msk")]
+            notes += [
+                f"{name} masks nothing: it is damaged, of another size, or the scene has its own" for name in idle
+            ]
         if self.origin["ignored"]:
             notes.append(f"ignored because the scene is not trusted: {', '.join(self.origin['ignored'])}")
         return tuple(notes)

@@ -53,6 +53,14 @@ def test_what_a_sidecar_says_counts_and_what_it_only_repeats_is_no_change(tmp_pa
         assert changes["a.tif.aux.xml"] == ["crs", "transform", "nodata", "mask", "scale and offset"]
 
 
+def test_a_mask_beside_the_file_that_is_none_is_told(tmp_path):
+    path = write_tiff(tmp_path / "a.tif", noise(3, 40, 50))
+    (tmp_path / "a.tif.msk").write_bytes(b"<html>not found</html>")
+    with open_scene(SceneAddress(str(path))) as scene:
+        assert scene.read(ALL)[1].all()
+        assert scene.notes == ("a.tif.msk masks nothing: it is damaged, of another size, or the scene has its own",)
+
+
 def test_a_mask_beside_the_file_is_reported(tmp_path):
     path, mask = write_tiff(tmp_path / "a.tif", noise(3, 40, 50)), np.ones((40, 50), bool)
     mask[20:, 30:] = False
