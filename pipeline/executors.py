@@ -184,6 +184,8 @@ class DaskExecutor:
         dask.config.set(
             {
                 "distributed.scheduler.allowed-failures": 1,
+                # A worker that is just being replaced 15 s after a death would be given up: with none left, all waits.
+                "distributed.deploy.lost-worker-timeout": "3650 days",
                 "distributed.worker.memory.spill": False,
                 "distributed.worker.memory.target": False,
                 "distributed.worker.memory.pause": False,

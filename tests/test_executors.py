@@ -63,6 +63,15 @@ def cluster():
 
 
 @pytest.mark.xdist_group("dask")
+def test_a_worker_that_is_slow_to_come_back_is_not_given_up(cluster):
+    import dask
+    from dask.utils import parse_timedelta
+
+    assert cluster.workers == 2
+    assert parse_timedelta(dask.config.get("distributed.deploy.lost-worker-timeout")) > 1e8
+
+
+@pytest.mark.xdist_group("dask")
 def test_dask_runs_every_task_and_a_failed_one_is_an_outcome(cluster):
     assert squares(cluster) == EXPECTED
 
