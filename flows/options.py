@@ -103,9 +103,9 @@ class RunOptions:
             UsageError: the bands or the window are not numbers as they should be.
         """
         from pipeline.plan import PlanOptions
-        from pipeline.policy import SourcePolicy
         from pipeline.scene import SceneAddress
         from pipeline.segment import SegmentRequest
+        from pipeline.sources.policy import SourcePolicy
 
         bands = numbers(self.bands, "--bands", least=1)
         options = PlanOptions(

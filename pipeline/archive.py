@@ -15,14 +15,14 @@ from typing import Literal
 
 from pipeline.catalogue import Catalogue, is_catalogue
 from pipeline.errors import SceneError, UsageError
-from pipeline.files import is_address, local_path
-from pipeline.formats import SUFFIXES as PLAIN
-from pipeline.formats import suffix_of
 from pipeline.outputs import MASK
-from pipeline.policy import SourcePolicy
 from pipeline.scene import SceneAddress, fingerprint
-from pipeline.scenefile import SUFFIX as SCENE_FILE
-from pipeline.scenefile import is_scene_file, read_bands
+from pipeline.sources.files import is_address, local_path
+from pipeline.sources.formats import SUFFIXES as PLAIN
+from pipeline.sources.formats import suffix_of
+from pipeline.sources.policy import SourcePolicy
+from pipeline.sources.scenefile import SUFFIX as SCENE_FILE
+from pipeline.sources.scenefile import is_scene_file, read_bands
 from pipeline.walk import Infos, Problem, local_files, reason, remote_files
 
 SUFFIXES = (*PLAIN, ".vrt")

@@ -11,11 +11,11 @@ from typing import Any
 
 import pystac
 
-from pipeline.address import SceneAddress
 from pipeline.errors import SceneError, UnreadableError, UsageError
-from pipeline.formats import suffix_of
-from pipeline.policy import SourcePolicy
-from pipeline.scenefile import is_scene_file
+from pipeline.sources.address import SceneAddress
+from pipeline.sources.formats import suffix_of
+from pipeline.sources.policy import SourcePolicy
+from pipeline.sources.scenefile import is_scene_file
 from pipeline.walk import Problem, reason
 
 LIMIT = 64 << 20

@@ -11,14 +11,14 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
-from pipeline.address import SceneAddress, expanded, read_scene_file
 from pipeline.errors import SceneError
-from pipeline.fingerprint import fingerprint
 from pipeline.georef import Georef
 from pipeline.grid import Window, spread
-from pipeline.header import DTYPES, Mask, Pixels, Radiometry, Valid
-from pipeline.raster import Choice, Raster
-from pipeline.scenefile import factor
+from pipeline.sources.address import SceneAddress, expanded, read_scene_file
+from pipeline.sources.fingerprint import fingerprint
+from pipeline.sources.header import DTYPES, Mask, Pixels, Radiometry, Valid
+from pipeline.sources.raster import Choice, Raster
+from pipeline.sources.scenefile import factor
 
 __all__ = [
     "DTYPES",

@@ -13,13 +13,13 @@ from pipeline.georef import Georef
 from pipeline.grid import Window
 from pipeline.ledger import BlockRecord, Ledger
 from pipeline.outputs import ASSETS, ITEM, LEDGER, MASK, PLAN, RUN
-from pipeline.placement import differences
 from pipeline.plan import Plan
 from pipeline.publish.classes import legend_of
 from pipeline.publish.compare import first_difference
 from pipeline.publish.stac import ASSETS as PUBLISHED
 from pipeline.scene import SceneAddress, open_scene
 from pipeline.shards import layout_of
+from pipeline.sources.placement import differences
 from pipeline.statistics import class_totals
 from pipeline.workshop import is_intact
 

@@ -13,8 +13,8 @@ from local_server import serve
 
 from pipeline.errors import SceneError, UnreadableError
 from pipeline.grid import Window
-from pipeline.policy import SourcePolicy
 from pipeline.scene import SceneAddress, fingerprint, open_scene
+from pipeline.sources.policy import SourcePolicy
 
 ALL = Window(0, 0, 90, 120)
 TILED = {"tiled": True, "blockxsize": 32, "blockysize": 32, "compress": "deflate"}
@@ -160,7 +160,7 @@ def test_a_server_that_fails_is_no_server_without_the_file(tmp_path, pixels):
 
 
 def test_a_request_that_fails_is_made_again_and_then_says_why(tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr("pipeline.files._PAUSE", 0.0)
+    monkeypatch.setattr("pipeline.sources.files._PAUSE", 0.0)
     path = write_tiff(tmp_path / "a.tif", noise(3, 700, 700))
     failures = []
 

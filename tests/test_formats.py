@@ -12,9 +12,9 @@ from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 
 from pipeline.errors import SceneError, UnreadableError
-from pipeline.formats import SUFFIXES, sniff, suffix_of
 from pipeline.grid import Window
 from pipeline.scene import SceneAddress, open_scene
+from pipeline.sources.formats import SUFFIXES, sniff, suffix_of
 
 ALL = Window(0, 0, 40, 50)
 PART = Window(7, 11, 20, 30)

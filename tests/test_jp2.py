@@ -5,9 +5,9 @@ import rasterio
 from drawn_scenes import UTM, noise
 
 from pipeline.errors import UnreadableError
-from pipeline.files import locate
-from pipeline.jp2 import check_jp2
 from pipeline.scene import SceneAddress, open_scene
+from pipeline.sources.files import locate
+from pipeline.sources.jp2 import check_jp2
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from pipeline.errors import UnreadableError
 from pipeline.georef import Georef
 from pipeline.grid import Window
 from pipeline.ground import ControlPoint
-from pipeline.placement import creation, describe, differences, physical_size, read_georef
 from pipeline.scene import SceneAddress, open_scene
+from pipeline.sources.placement import creation, describe, differences, physical_size, read_georef
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 

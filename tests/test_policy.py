@@ -8,8 +8,8 @@ from local_server import serve
 
 from pipeline.errors import RefusedError, SceneError
 from pipeline.grid import Window
-from pipeline.policy import SourcePolicy
 from pipeline.scene import SceneAddress, fingerprint, open_scene
+from pipeline.sources.policy import SourcePolicy
 
 ALL = Window(0, 0, 40, 50)
 

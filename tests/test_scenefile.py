@@ -7,8 +7,8 @@ from drawn_scenes import UTM, noise, write_tiff
 
 from pipeline.errors import SceneError
 from pipeline.grid import Window
-from pipeline.policy import SourcePolicy
 from pipeline.scene import SceneAddress, fingerprint, open_scene, read_scene_file
+from pipeline.sources.policy import SourcePolicy
 
 COARSE = UTM @ Affine.scale(2)
 

@@ -14,9 +14,9 @@ from models.bundle import open_bundle
 from models.spec import Band
 from pipeline.executors import SerialExecutor
 from pipeline.fit import choose_bands
-from pipeline.policy import SourcePolicy
 from pipeline.scene import SceneAddress, open_scene
 from pipeline.segment import SegmentRequest, plan_request, segment_scene
+from pipeline.sources.policy import SourcePolicy
 
 TILED = {"tiled": True, "blockxsize": 32, "blockysize": 32}
 

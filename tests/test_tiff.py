@@ -7,10 +7,10 @@ import rasterio
 from drawn_scenes import UTM, noise, write_tiff
 
 from pipeline.errors import RefusedError, UnreadableError
-from pipeline.files import locate
-from pipeline.policy import SourcePolicy
 from pipeline.scene import SceneAddress, open_scene
-from pipeline.tiff import check_tiff
+from pipeline.sources.files import locate
+from pipeline.sources.policy import SourcePolicy
+from pipeline.sources.tiff import check_tiff
 
 TILED = {"tiled": True, "blockxsize": 16, "blockysize": 16}
 

@@ -15,7 +15,6 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from models.spec import NODATA, Class
 from pipeline.georef import Georef
-from pipeline.placement import creation, describe, keep_crs
 from pipeline.publish.classes import Legend, legend_of, number, rgb
 from pipeline.publish.files import SIDECAR, replacing
 from pipeline.publish.levels import LARGEST_TILE, Put, level_shapes, walk
@@ -23,6 +22,7 @@ from pipeline.publish.pyramid import Halve, Plane, mean_of_four, mode_of_four
 from pipeline.publish.spool import Spool
 from pipeline.publish.tiff import Level, Tag, read_tags, write_tiff
 from pipeline.shards import layout_of
+from pipeline.sources.placement import creation, describe, keep_crs
 from pipeline.store import read_plane
 
 CONFIDENCE_STEPS = 254

@@ -17,9 +17,9 @@ from pipeline.errors import SceneError
 from pipeline.executors import SerialExecutor
 from pipeline.grid import Window
 from pipeline.plan import PlanOptions
-from pipeline.policy import SourcePolicy
 from pipeline.scene import SceneAddress, open_scene
 from pipeline.segment import SegmentRequest, segment_scene
+from pipeline.sources.policy import SourcePolicy
 from tests.drawn_bundle import drawn_network, drawn_spec
 
 SMALL, LARGE = 64, 1024

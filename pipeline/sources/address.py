@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 from pipeline.grid import Window
-from pipeline.policy import SourcePolicy
-from pipeline.scenefile import is_scene_file, read_bands
+from pipeline.sources.policy import SourcePolicy
+from pipeline.sources.scenefile import is_scene_file, read_bands
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from pipeline.errors import RefusedError, SceneError, UnreadableError
-from pipeline.files import is_address
-from pipeline.policy import SourcePolicy
+from pipeline.sources.files import is_address
+from pipeline.sources.policy import SourcePolicy
 
 if TYPE_CHECKING:
-    from pipeline.raster import Raster
+    from pipeline.sources.raster import Raster
 
 SUFFIX = ".scene.json"
 _SIZE_LIMIT = 1 << 20

@@ -3,12 +3,12 @@
 import functools
 from typing import Any
 
-from pipeline import header
 from pipeline.errors import RefusedError, UnreadableError
-from pipeline.files import Facts, File
-from pipeline.jp2 import check_jp2
-from pipeline.policy import Admitted, SourcePolicy
-from pipeline.tiff import Blocks, check_tiff
+from pipeline.sources import header
+from pipeline.sources.files import Facts, File
+from pipeline.sources.jp2 import check_jp2
+from pipeline.sources.policy import Admitted, SourcePolicy
+from pipeline.sources.tiff import Blocks, check_tiff
 
 _PIXELS_PER_BYTE = {"PNG": 8 * 1032, "JPEG": 512}
 """Most pixels that a byte of a file can hold: deflate's best at one bit a pixel; a bit for 8 x 8 pixels."""

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline.errors import UnreadableError
-from pipeline.files import File
+from pipeline.sources.files import File
 
 _CODESTREAM = b"\xff\x4f\xff\x51"
 _PARENTS = {b"jp2h", b"res ", b"asoc", b"uinf", b"jpch", b"jplh", b"cgrp"}

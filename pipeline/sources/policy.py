@@ -17,10 +17,10 @@ from typing import Any, Literal
 from urllib.parse import unquote
 
 from pipeline.errors import RefusedError, UnreadableError
-from pipeline.files import Facts, File, is_address, local_path, locate
-from pipeline.formats import FORMATS, HEAD_BYTES, VRT, Format, sniff, suffix_of
-from pipeline.sidecars import is_raster, sidecars
-from pipeline.vrt import plain_sources
+from pipeline.sources.files import Facts, File, is_address, local_path, locate
+from pipeline.sources.formats import FORMATS, HEAD_BYTES, VRT, Format, sniff, suffix_of
+from pipeline.sources.sidecars import is_raster, sidecars
+from pipeline.sources.vrt import plain_sources
 
 NAME_LIMIT = 4096
 """Most characters of a path or an address."""

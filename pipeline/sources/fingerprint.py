@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.address import SceneAddress, expanded
 from pipeline.errors import RefusedError, UnreadableError
-from pipeline.files import Facts, File, locate
-from pipeline.formats import suffix_of
-from pipeline.policy import SourcePolicy
-from pipeline.sidecars import sidecars
-from pipeline.vrt import read_sources
+from pipeline.sources.address import SceneAddress, expanded
+from pipeline.sources.files import Facts, File, locate
+from pipeline.sources.formats import suffix_of
+from pipeline.sources.policy import SourcePolicy
+from pipeline.sources.sidecars import sidecars
+from pipeline.sources.vrt import read_sources
 
 _HEADER_BYTES = 1 << 16
 _PAM, _PAM_BYTES = ".aux.xml", 1 << 24

@@ -7,8 +7,8 @@ roots that a policy allows, and to what `run.json` reports.
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from pipeline.files import Facts, File, NoFileError
 from pipeline.georef import Affine6
+from pipeline.sources.files import Facts, File, NoFileError
 
 _APPENDED = (".aux.xml", ".msk", ".ovr")
 """To the raster's whole name."""

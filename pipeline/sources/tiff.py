@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import UnreadableError
-from pipeline.files import File
+from pipeline.sources.files import File
 
 _TYPES = {1: "u1", 3: "u2", 4: "u4", 13: "u4", 16: "u8", 18: "u8"}
 """Numeric field types: byte, short, long, IFD, long8, IFD8."""

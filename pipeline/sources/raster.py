@@ -19,16 +19,16 @@ from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
-from pipeline import header
-from pipeline.claims import check_claims, early_claims
 from pipeline.errors import SceneError, UnreadableError
-from pipeline.files import Container, Facts
-from pipeline.formats import VRT
 from pipeline.grid import Window
-from pipeline.header import Pixels, Radiometry
-from pipeline.placement import read_georef
-from pipeline.policy import Admitted, SourcePolicy
-from pipeline.sidecars import attributed, world_transform
+from pipeline.sources import header
+from pipeline.sources.claims import check_claims, early_claims
+from pipeline.sources.files import Container, Facts
+from pipeline.sources.formats import VRT
+from pipeline.sources.header import Pixels, Radiometry
+from pipeline.sources.placement import read_georef
+from pipeline.sources.policy import Admitted, SourcePolicy
+from pipeline.sources.sidecars import attributed, world_transform
 
 Result = TypeVar("Result")
 _STRICT = {"GDAL_ERROR_ON_LIBJPEG_WARNING": True}
