@@ -359,8 +359,13 @@ def _cancel_predecessors(client: Any, run: str, patience: float = 120.0) -> None
         time.sleep(0.2)
 
 
-def make_executor(workers: int, scheduler: str | None, shared: Path) -> AbstractContextManager[Executor]:
-    """Serial for one worker without a scheduler, else Dask."""
-    if scheduler is None and workers == 1:
+def make_executor(
+    workers: int, scheduler: str | None, shared: Path, *, isolated: bool = False
+) -> AbstractContextManager[Executor]:
+    """Serial for one worker without a scheduler, else Dask.
+
+    `isolated`: tasks never run in this process, so that one that kills its process does not end the run.
+    """
+    if scheduler is None and workers == 1 and not isolated:
         return nullcontext(SerialExecutor())
     return DaskExecutor(workers, scheduler, shared)

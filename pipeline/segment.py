@@ -8,7 +8,8 @@ and a changed one starts anew without touching what is published.
 import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -262,21 +263,30 @@ class _Run:
             )
 
     def publish(self, steps: Sequence[str], effort: report.Effort) -> None:
-        """Make the outputs `steps` on workers.
+        """Make the outputs `steps` on workers; what fails is tried once more with nothing else in flight.
 
         Raises:
             IncompleteError: one could not be made; the blocks are kept.
         """
-        tasks = (PublishTask(str(self.job.run), step) for step in steps)
+        tasks = deque(PublishTask(str(self.job.run), step) for step in steps)
         done = 0
-        with closing(self.executor.run(perform, tasks, f"{self.job.plan.key[:16]}-publish")) as outcomes:
+        with closing(self.executor.run(perform, _popped(tasks), f"{self.job.plan.key[:16]}-publish")) as outcomes:
             for outcome in outcomes:
-                if outcome.error is not None:
+                if outcome.error is None:
+                    done += 1
+                    effort.add(outcome.value)
+                    self.listen(Progress("publish", done, len(steps)))
+                elif outcome.fatal or outcome.task.alone:
                     raise IncompleteError(
                         f"{outcome.task.step} could not be published: {outcome.error}; the blocks are kept, "
                         "a rerun publishes them"
                     )
-                done += 1
-                effort.add(outcome.value)
-                self.listen(Progress("publish", done, len(steps)))
+                else:
+                    tasks.append(replace(outcome.task, alone=True))
         stop.current().check()
+
+
+def _popped(tasks: "deque[PublishTask]") -> "Iterator[PublishTask | None]":
+    """The tasks, those that are added meanwhile included; None where there are none for now."""
+    while True:
+        yield tasks.popleft() if tasks else None

@@ -17,7 +17,7 @@ import rasterio
 from drawn_scenes import noise, write_tiff
 from filelock import FileLock
 
-from pipeline.errors import IncompleteError, OutputError, PlanError
+from pipeline.errors import IncompleteError, OutputError, PlanError, SceneError
 from pipeline.executors import DaskExecutor, SerialExecutor
 from pipeline.ledger import Ledger
 from pipeline.plan import PlanOptions
@@ -216,6 +216,29 @@ def test_a_part_that_cannot_be_read_fails_alone_and_a_rerun_tries_only_that(bund
         segment_scene(one, SerialExecutor())
     assert Ledger(run / "ledger").records() == done
     assert {path: path.stat().st_mtime_ns for path in (run / "mask.zarr/labels/c").rglob("*")} == written
+
+
+class FailingOnce(SerialExecutor):
+    """The first try of one output fails, as if a neighbour had taken its worker down."""
+
+    tried = ()
+
+    def run(self, function, tasks, run):
+        def once(task):
+            self.tried = (*self.tried, (task.name, task.alone))
+            if task.name == "publish-mask" and not task.alone:
+                raise SceneError("it killed the worker that ran it")
+            return function(task)
+
+        yield from super().run(once, tasks, run)
+
+
+def test_an_output_that_fails_is_tried_once_more_by_itself(scene, bundle, tmp_path):
+    executor = FailingOnce()
+    segment_scene(request(scene, bundle, tmp_path, backend="null"), executor)
+    tries = [alone for name, alone in executor.tried if name.startswith("publish-mask")]
+    assert tries == [False, True]
+    assert not verify(tmp_path / "scene").problems
 
 
 def test_a_bundle_for_other_bands_is_refused_before_anything_runs(bundle, tmp_path):
