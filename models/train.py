@@ -91,7 +91,7 @@ class TrainConfig:
     validate_every: int = 500
     """Steps between two validations."""
     storage: Storage = "fp16"
-    tiles: tuple[int, ...] = (256, 512, 1024, 2048)
+    tiles: tuple[int, ...] = (256, 512, 1024, 1152, 2048)
     """Tile ladder of the bundle, in pixels."""
     halo: int = 64
     """Margin of a tile that is thrown away, in pixels, until it has been measured."""

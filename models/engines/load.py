@@ -12,8 +12,9 @@ from models.engines.null import NullEngine
 from models.engines.prepare import PATIENT, graph_fields, prepared, restored
 from models.errors import EngineError
 
-LOAD_PROBES = 6
-"""Probes that a loaded engine must answer before it serves."""
+LOAD_PROBES = 2
+"""Probes that each worker repeats of those that the engine passed when it was prepared: two real ones, one with an edge
+of nodata. They show that what was loaded is that engine; more would cost seconds in every run."""
 
 
 def load_engine(bundle_path: Path | str, record: EngineRecord, cache: Path | None = None) -> Engine:
