@@ -201,7 +201,7 @@ class DaskExecutor:
             host="127.0.0.1",
             dashboard_address="127.0.0.1:0",
             memory_limit=memory,
-            silence_logs=logging.ERROR,
+            silence_logs=logging.CRITICAL,  # what becomes of workers is told by outcomes
         )
         self._stack.append(cluster)
         return cluster

@@ -59,8 +59,12 @@ def _multiply(request, count):
     first = archive / "s00000.tif"
     for number in range(1, count):
         (archive / f"s{number:05}.tif").hardlink_to(first)
-    facts = json.loads((out / "s00000/run.json").read_text())
+    facts, item = (json.loads((out / "s00000" / name).read_text()) for name in ("run.json", "item.json"))
     for entry in list_archive(request.archive, out=out, pattern=request.pattern.scene).scenes:
-        (out / entry.name).mkdir(exist_ok=True)
-        done = facts | {"scene": facts["scene"] | {"fingerprint": entry.fingerprint}}
-        (out / entry.name / "run.json").write_text(json.dumps(done, indent=1))
+        if entry.name == "s00000":
+            continue
+        place, scene = out / entry.name, {"path": entry.address.path, "fingerprint": entry.fingerprint}
+        place.mkdir()
+        (place / "run.json").write_text(json.dumps(facts | {"scene": facts["scene"] | scene}, indent=1))
+        (place / "item.json").write_text(json.dumps(item | {"id": entry.name}, indent=1))
+        (place / "mask.tif").hardlink_to(out / "s00000/mask.tif")
