@@ -146,6 +146,8 @@ class DaskExecutor:
     def __enter__(self) -> Self:
         from distributed import Client
 
+        if self.scheduler:
+            _check_address(self.scheduler)
         target = self.scheduler or self._cluster()
         try:
             client = Client(target, timeout="10s", set_as_default=False)
@@ -154,9 +156,6 @@ class DaskExecutor:
             raise OutputError(
                 f"no Dask scheduler answers at {self.scheduler}: {error}; start one, or leave out --scheduler"
             ) from error
-        except ValueError as error:
-            self._close()
-            raise UsageError(f"--scheduler {self.scheduler}: {error}; give one like tcp://127.0.0.1:8786") from error
         self._stack.append(client)
         if self.scheduler:
             try:
@@ -309,6 +308,21 @@ class _Room:
             return None
         self._held = None
         return task
+
+
+def _check_address(scheduler: str) -> None:
+    """Refuse what cannot be a scheduler before a client with its threads is made for it.
+
+    Raises:
+        UsageError: it is no address, or of a scheme that Dask does not know.
+    """
+    from distributed.comm.addressing import parse_address
+    from distributed.comm.registry import get_backend
+
+    try:
+        get_backend(parse_address(scheduler, strict=True)[0])
+    except ValueError as error:
+        raise UsageError(f"--scheduler {scheduler}: {error}; give one like tcp://127.0.0.1:8786") from error
 
 
 def _outcome(task: Any, future: Any) -> Outcome:
