@@ -53,9 +53,16 @@ def local_server(home: Path, port: int, settings: Mapping[str, str] = MappingPro
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
     with log.open("w") as output:
         process = subprocess.Popen(command, env=variables, stdout=output, stderr=output, start_new_session=True)
-    try:
+    with ended(process):
         _wait_until_healthy(process, port, log)
         yield variables
+
+
+@contextlib.contextmanager
+def ended(process: "subprocess.Popen[bytes]") -> "Iterator[subprocess.Popen[bytes]]":
+    """The process while the block runs; afterwards it is asked to end, and made to after 20 seconds."""
+    try:
+        yield process
     finally:
         process.terminate()
         try:

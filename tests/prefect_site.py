@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 
-from flows.server import free_port, local_server
+from flows.server import ended, free_port, local_server
 
 ROOT = Path(__file__).parents[1]
 BUSY = 503
@@ -118,12 +118,5 @@ class Site:
             process = subprocess.Popen(
                 command, env=self.environment, cwd=self.folder, stdout=log, stderr=log, start_new_session=True
             )
-        try:
+        with ended(process):
             yield process
-        finally:
-            process.terminate()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
