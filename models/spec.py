@@ -8,7 +8,8 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
+"""Version of `spec.json`; 1, which had neither variants of encoders nor classifiers, is read as well."""
 NODATA: Final = 255
 """The value of every uint8 plane where the scene is invalid; never a class."""
 WIDE_NODATA: Final = 65535
@@ -55,19 +56,25 @@ class Class(Value):
 
 
 class Architecture(Value):
-    """Arguments of `models.segmenter.create_segmenter`, beside bands and classes."""
+    """Arguments of `models.segmenter.create_segmenter` or `models.classifier.create_classifier`."""
 
     encoder: str
     width: Annotated[float, Field(gt=0, le=4)] = 1.0
-    decoder: Literal["unet"] = "unet"
+    padding: Literal["same", "valid"] = "same"
+    variant: dict[str, bool | int | str] = {}
+    """Options of that encoder, such as `kernel5` or `count_include_pad`."""
+    decoder: Literal["unet", "fpn"] | None = "unet"
+    """None: a classifier."""
     decoder_channels: tuple[int, ...] = (256, 128, 64, 32, 16)
-    """Output channels of the decoder's stages, deepest first."""
+    """Output channels of the U-Net's stages, deepest first; of an FPN one number, the width of its pyramid."""
+    output_stride: Literal[1, 2, 4] = 1
+    """Pixels between two logits; they are enlarged to the input's size bilinearly."""
 
 
 class ModelSpec(Value):
-    """A segmentation model as the rest of the system sees it."""
+    """A model as the rest of the system sees it: a segmenter, or a classifier of square patches."""
 
-    schema_version: Literal[1] = SCHEMA
+    schema_version: Literal[1, 2] = SCHEMA
     name: ClassName
     architecture: Architecture
     bands: Annotated[tuple[Band, ...], Field(min_length=1)]
@@ -83,6 +90,9 @@ class ModelSpec(Value):
     """Margin of a tile whose prediction is thrown away, in pixels; measured."""
     tiles: Annotated[tuple[int, ...], Field(min_length=1)]
     """Allowed tile edges in pixels, ascending."""
+    cell: Annotated[int, Field(ge=1)] = 1
+    """Edge of the squares that get one class each, in pixels: 1, or the patch of a classifier. One pixel of the
+    published mask stands for one square."""
     licence: str
     """SPDX identifier of the weights' licence."""
     attribution: str = ""
@@ -107,6 +117,10 @@ class ModelSpec(Value):
             raise ValueError("band names repeat")
         if list(self.tiles) != sorted(set(self.tiles)):
             raise ValueError(f"tiles are {self.tiles}: they must ascend")
+        if (self.architecture.decoder is None) != (self.cell > 1):
+            raise ValueError(f"cell is {self.cell}: a classifier has patches of several pixels, a segmenter has cell 1")
+        if self.cell > 1 and (self.stride != self.cell or self.halo):
+            raise ValueError(f"stride {self.stride}, halo {self.halo}: a classifier's are its cell, {self.cell}, and 0")
         for edge in (*self.tiles, self.halo):
             if edge % self.stride:
                 raise ValueError(f"{edge} is no multiple of the network's stride {self.stride}")

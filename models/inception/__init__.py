@@ -1,5 +1,5 @@
 """The Inception family as encoders."""
 
-from models.inception.v1 import ENCODERS, create_encoder
+from models.inception.family import ENCODERS, create_encoder
 
 __all__ = ["ENCODERS", "create_encoder"]

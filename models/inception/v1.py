@@ -1,11 +1,13 @@
-"""Inception v1, GoogLeNet (Szegedy et al., "Going deeper with convolutions"), with batch normalisation for its LRN."""
+"""Inception v1, GoogLeNet (Szegedy et al. 2014, "Going deeper with convolutions", arXiv:1409.4842)."""
 
+from typing import Literal
+
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from models.inception.blocks import ConvBN, Halve, Inception, scaled
-
-ENCODERS = ("inception_v1",)
-"""Names that `create_encoder` knows."""
+from models.inception.blocks import Conv, ConvBN, Lrn, Pool, Step, Style, V
+from models.inception.encoder import Network
 
 #      1x1  3x3r  3x3  5x5r  5x5  proj
 TABLE = {
@@ -19,56 +21,72 @@ TABLE = {
     "5a": (256, 160, 320, 32, 128, 128),
     "5b": (384, 192, 384, 48, 128, 128),
 }
-"""The paper's table 1: channels of each Inception module."""
+"""The paper's table 1: filters of each Inception module."""
 
 
-class InceptionV1(nn.Module):
-    """(N, bands, H, W) normalised -> five maps at the stage ends, finest first.
+def network(*, kernel5: Literal[3, 5] = 5, bn: bool = True) -> Network:
+    """GoogLeNet. Layers are named as in torchvision.
 
-    Each level has ceil(n/2) rows and columns of the one before, at every size. Keys are torchvision's.
+    Args:
+        kernel5: 5 as in the paper. 3 is the network that was released with weights: TF-slim's 3x3 in the place of the
+            5x5, and a 2x2 pool in front of 5a.
+        bn: with batch normalisation, as all later users have it; without it, the paper's biases and its two local
+            response normalisations.
+    """
+    if kernel5 not in {3, 5}:
+        raise ValueError(f"kernel5 is {kernel5!r}: choose 5 (the paper) or 3 (the released weights)")
+
+    def module(name: str) -> Step:
+        one, reduce3, three, reduce5, five, project = TABLE[name]
+        return {
+            "branch1": Conv(one),
+            "branch2": [Conv(reduce3), Conv(three, 3)],
+            "branch3": [Conv(reduce5), Conv(five, kernel5)],
+            "branch4": [Pool("max"), Conv(project)],
+        }
+
+    pool = Pool("max", 2, V, ceil=True)
+    norm: dict[str, Step] = {} if bn else {"norm1": Lrn()}
+    norm2: dict[str, Step] = {} if bn else {"norm2": Lrn()}
+    table: dict[str, Step] = {
+        "conv1": Conv(64, 7, 2),
+        "pool1": pool,
+        **norm,
+        "conv2": Conv(64),
+        "conv3": Conv(192, 3),
+        **norm2,
+        "pool2": pool,
+        **{f"inception{name}": module(name) for name in ("3a", "3b")},
+        "pool3": pool,
+        **{f"inception{name}": module(name) for name in ("4a", "4b", "4c", "4d", "4e")},
+        "pool4": Pool("max", 2, V, kernel=2 if kernel5 == 3 else 3, ceil=True),
+        **{f"inception{name}": module(name) for name in ("5a", "5b")},
+    }
+    return Network(
+        table,
+        ("conv1", "conv3", "inception3b", "inception4e", "inception5b"),
+        bn=bn,
+        dropout=0.4,
+        aux={"inception4a": Aux, "inception4d": Aux},
+        aux_weight=0.3,
+    )
+
+
+class Aux(nn.Module):
+    """The auxiliary classifier on 4a and 4d: average to 4x4, 1x1, two linear layers.
+
+    The average adapts to the map, as torchvision's does, whose weights are stored; the paper's (5x5, stride 3) gives
+    4x4 only for the 14x14 map of a 224-pixel image.
     """
 
-    def __init__(self, bands: int = 3, width: float = 1.0, kernel5: int = 5) -> None:
-        """`kernel5`: 5 as in the paper, 3 as in the public weights."""
+    def __init__(self, channels: int, classes: int, style: Style) -> None:
         super().__init__()
-        first, third = scaled(64, width), scaled(192, width)
-        outputs = third
+        self.conv = ConvBN(channels, 128, 1, bn=style.bn, bias=not style.bn, eps=style.eps)
+        self.fc1 = nn.Linear(128 * 4 * 4, 1024)
+        self.fc2 = nn.Linear(1024, classes)
 
-        def module(name: str) -> Inception:
-            nonlocal outputs
-            one, reduce3, three, reduce5, five, project = (scaled(channels, width) for channels in TABLE[name])
-            block = Inception(outputs, (one, reduce3, three, reduce5, five, project), kernel5)
-            outputs = block.channels
-            return block
-
-        self.conv1 = ConvBN(bands, first, 7, stride=2)
-        self.conv2 = ConvBN(first, first, 1)
-        self.conv3 = ConvBN(first, third, 3)
-        self.inception3a, self.inception3b = module("3a"), module("3b")
-        self.inception4a, self.inception4b, self.inception4c = module("4a"), module("4b"), module("4c")
-        self.inception4d, self.inception4e = module("4d"), module("4e")
-        self.inception5a, self.inception5b = module("5a"), module("5b")
-        self.halve = Halve()
-        self.channels = (first, third, self.inception3b.channels, self.inception4e.channels, outputs)
-        self.strides = (2, 4, 8, 16, 32)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """Top to bottom, the columns of the paper's figure 3."""
-        x2 = self.conv1(x)
-        x4 = self.conv3(self.conv2(self.halve(x2)))
-        x8 = self.inception3b(self.inception3a(self.halve(x4)))
-        x16 = self.inception4c(self.inception4b(self.inception4a(self.halve(x8))))
-        x16 = self.inception4e(self.inception4d(x16))
-        x32 = self.inception5b(self.inception5a(self.halve(x16)))
-        return [x2, x4, x8, x16, x32]
-
-
-def create_encoder(name: str, *, bands: int = 3, width: float = 1.0, kernel5: int = 5) -> InceptionV1:
-    """The encoder called `name`: declares `channels` and `strides`, maps (N, bands, H, W) to five maps, finest first.
-
-    Raises:
-        ValueError: there is no such encoder.
-    """
-    if name not in ENCODERS:
-        raise ValueError(f"no encoder is called {name!r}: choose one of {', '.join(ENCODERS)}")
-    return InceptionV1(bands, width, kernel5)
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, channels, H, W) -> (N, classes)."""
+        x = torch.flatten(self.conv(functional.adaptive_avg_pool2d(x, 4)), 1)
+        x = functional.dropout(functional.relu(self.fc1(x), inplace=True), 0.7, self.training)
+        return self.fc2(x)  # type: ignore[no-any-return] # torch's modules return Any
