@@ -93,11 +93,11 @@ def load_module(bundle: Bundle) -> "nn.Module":
     """
     from safetensors.torch import load_file
 
-    from models.segmenter import segmenter_from_spec
+    from models.network import network_from_spec
 
     file = bundle.path / "weights.safetensors"
     try:
-        module = segmenter_from_spec(bundle.spec)
+        module = network_from_spec(bundle.spec)
         state = load_file(file)
         module.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in state.items()})
     except (OSError, ValueError, RuntimeError) as error:

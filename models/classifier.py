@@ -66,7 +66,7 @@ class Patches(nn.Module):
         images, bands, height, width = x.shape
         rows, cols = height // self.cell, width // self.cell
         x = x.reshape(images, bands, rows, self.cell, cols, self.cell).permute(0, 2, 4, 1, 3, 5)
-        logits = self.classifier(x.reshape(images * rows * cols, bands, self.cell, self.cell))
+        logits: Tensor = self.classifier(x.reshape(images * rows * cols, bands, self.cell, self.cell))
         logits = logits.reshape(images, rows, cols, -1).permute(0, 3, 1, 2)[:, :, :, None, :, None]
         return logits.expand(-1, -1, -1, self.cell, -1, self.cell).reshape(images, -1, height, width)
 

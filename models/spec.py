@@ -101,7 +101,7 @@ class ModelSpec(Value):
     """Digest of the bundle that this one was made from."""
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check_classes(self) -> Self:
         ids = [c.id for c in self.classes]
         if ids != list(range(len(ids))):
             raise ValueError(f"class ids are {ids}: they must be 0, 1, 2, ... in order")
@@ -113,14 +113,18 @@ class ModelSpec(Value):
             raise ValueError(f"class {bare[0]} has no code, others have: give every class a code of its own, or none")
         if len(set(codes)) != len(codes):
             raise ValueError(f"codes of classes repeat: {codes}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Self:
         if len({b.name for b in self.bands}) != len(self.bands):
             raise ValueError("band names repeat")
-        if list(self.tiles) != sorted(set(self.tiles)):
-            raise ValueError(f"tiles are {self.tiles}: they must ascend")
         if (self.architecture.decoder is None) != (self.cell > 1):
             raise ValueError(f"cell is {self.cell}: a classifier has patches of several pixels, a segmenter has cell 1")
         if self.cell > 1 and (self.stride != self.cell or self.halo):
             raise ValueError(f"stride {self.stride}, halo {self.halo}: a classifier's are its cell, {self.cell}, and 0")
+        if list(self.tiles) != sorted(set(self.tiles)):
+            raise ValueError(f"tiles are {self.tiles}: they must ascend")
         for edge in (*self.tiles, self.halo):
             if edge % self.stride:
                 raise ValueError(f"{edge} is no multiple of the network's stride {self.stride}")

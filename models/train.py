@@ -27,7 +27,7 @@ from models.dataset import Augmentation, Chips, Sampler, draw_probes, measure_ba
 from models.errors import TrainingError
 from models.init import glorot_normal_
 from models.losses import segmentation_loss
-from models.segmenter import segmenter_from_spec
+from models.network import network_from_spec
 from models.spec import Architecture, Band, Class, ModelSpec
 
 PALETTE = ("#3B4252", "#E4572E", "#17BEBB", "#FFC914", "#76B041", "#8E6C8A", "#2E86AB", "#F18F01")
@@ -134,7 +134,7 @@ def train(config: TrainConfig, report: Report = lambda _: None) -> Bundle:
     config.out.mkdir(parents=True, exist_ok=True)
     fabric = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
     with _repeatable(config):
-        module = glorot_normal_(segmenter_from_spec(spec), seed=config.seed)
+        module = glorot_normal_(network_from_spec(spec), seed=config.seed)
         _fit(config, fabric, chips, spec, module, _Log(config.out / "train.jsonl", report))
         module.load_state_dict(stored_state(module, config.storage))
         val = validate(module, chips, spec.bands, fabric)

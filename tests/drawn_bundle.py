@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from models.bundle import save_bundle
-from models.segmenter import segmenter_from_spec
+from models.network import network_from_spec
 from models.spec import Architecture, Band, Class, ModelSpec
 
 torch.set_num_threads(1)  # networks this small lose more by waiting for helpers than they gain
@@ -22,7 +22,7 @@ def drawn_spec(**changes):
 def drawn_network(spec, seed=0):
     """Statistics and head are randomised, so that folding matters and every class occurs."""
     torch.manual_seed(seed)
-    network = segmenter_from_spec(spec).eval()
+    network = network_from_spec(spec).eval()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.running_mean, std=0.1)

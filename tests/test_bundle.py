@@ -8,7 +8,7 @@ import torch
 from models.bundle import FILES, load_metrics, load_module, load_probes, open_bundle, save_bundle, stored_state
 from models.errors import BundleError
 from models.init import glorot_normal_
-from models.segmenter import segmenter_from_spec
+from models.network import network_from_spec
 from models.spec import Architecture, Band, Class, ModelSpec
 
 SPEC = ModelSpec(
@@ -25,7 +25,7 @@ PROBES = [np.arange(64, dtype=np.uint16).reshape(1, 8, 8), np.zeros((1, 4, 4), n
 
 
 def network(seed=0):
-    return glorot_normal_(segmenter_from_spec(SPEC), seed=seed).eval()
+    return glorot_normal_(network_from_spec(SPEC), seed=seed).eval()
 
 
 def save(path, module=None, **options):
