@@ -18,6 +18,10 @@ class BundleError(UsageError):
     """A bundle is missing, incomplete, of another schema, or a byte of it has changed."""
 
 
+class WeightsError(UsageError):
+    """Public weights cannot be had or read, or are not of this network."""
+
+
 class TrainingError(WidefieldError):
     """Training cannot start or go on: no chips, a non-finite loss."""
 

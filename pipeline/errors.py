@@ -3,6 +3,7 @@
     WidefieldError              exit 1
     ├── UsageError              exit 2: nothing was started
     │   ├── BundleError         missing, incomplete, or a byte has changed
+    │   ├── WeightsError        public weights that cannot be had or read, or are of another network
     │   └── OutputError         output folder not writable, locked by a living run, two scenes with one output
     ├── SceneError              this scene cannot be segmented; others go on
     │   ├── UnreadableError     missing, not an image, truncated, of a type that is not supported
@@ -18,7 +19,7 @@
 Foreign exceptions (rasterio, zarr, fsspec, OSError) become these where a scene is opened or read, and nowhere else.
 """
 
-from models.errors import BundleError, EngineError, TrainingError, UsageError, WidefieldError
+from models.errors import BundleError, EngineError, TrainingError, UsageError, WeightsError, WidefieldError
 
 __all__ = [
     "BundleError",
@@ -34,6 +35,7 @@ __all__ = [
     "UnreadableError",
     "UsageError",
     "VerifyError",
+    "WeightsError",
     "WidefieldError",
 ]
 
