@@ -42,6 +42,7 @@ from flows.options import (
 )
 from flows.progress import bar
 from flows.show import complain, err, out, rows, say, score_table, summary
+from flows.weights import weights
 from pipeline.errors import SceneError, UsageError, WidefieldError
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Segment archives of huge images: exact, resumable, georeferenced.",
 )
+app.add_typer(weights, name="weights")
 
 
 @app.command(

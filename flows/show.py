@@ -2,11 +2,14 @@
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from models.published import Published
 
 WIDE = 200
 """Columns of a table where no terminal says how many it has."""
@@ -89,4 +92,14 @@ def score_table(result: dict[str, Any]) -> Table:
         for name in scores["iou"]:
             values = (scores[key][name] for key in ("iou", "f1", "precision", "recall"))
             table.add_row(scene, name, *("-" if value is None else f"{value:.3f}" for value in values))
+    return table
+
+
+def weights_table(entries: "list[Published]") -> Table:
+    """Published weights: what to ask for, what they are, and how far they can be checked."""
+    table = Table("name", "from", "file", "sha256", "classes", "px", "licence")
+    for entry in entries:
+        checksum = f"{entry.sha256}..." if entry.sha256 else "not known"
+        classes = str(entry.classes or "encoder only")
+        table.add_row(entry.name, entry.source, entry.file, checksum, classes, str(entry.input_size), entry.licence)
     return table
