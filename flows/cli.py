@@ -24,6 +24,8 @@ from flows.options import (
     Backfill,
     BundleDir,
     Check,
+    ExampleLabels,
+    Examples,
     Images,
     KeepStaged,
     Labels,
@@ -48,6 +50,8 @@ from pipeline.errors import SceneError, UsageError, WidefieldError
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from models.bundle import Bundle
+    from pipeline.chips import ChipsSummary
     from pipeline.executors import Executor
     from pipeline.nightly import ArchiveRequest
     from pipeline.schedule import Listener
@@ -234,84 +238,95 @@ def _segment_one(request: "SegmentRequest", executor: "Executor", *, as_json: bo
 
 
 @app.command(
-    epilog="Example: `widefield train --images scenes --labels scenes --out buildings --class background=#3B4252 "
-    "--class building=#E4572E --steps 2400 --precision bf16-mixed`"
+    epilog="Examples: `widefield train --images scenes --labels scenes --out buildings --class background=#3B4252 "
+    "--class building=#E4572E --steps 2400 --precision bf16-mixed` · "
+    "`widefield train --task classify --images trays --out tray-model --encoder inception_resnet_v2 "
+    "--encoder-from inceptionresnetv2-520b38e4.pth --freeze 100 --encoder-rate 0.1`"
 )
 @spelled_out
 def train(
     *,
-    images: Images,
-    labels: Labels,
+    images: Examples,
+    labels: ExampleLabels = None,
     folder: Annotated[Path, typer.Option("--out", help="Folder of the bundle, the chips, the log and the checkpoint.")],
     options: TrainOptions,
 ) -> None:
-    """Train a segmenter from labelled scenes; the same seed gives the same weights.
+    """Train a segmenter from labelled scenes, or a classifier from images; the same seed gives the same weights.
 
     A training that was killed goes on from its checkpoint when the same command is given again.
     """
-    from pipeline.chips import read_split, write_chips
+    from models.train import train as fit
     from pipeline.housekeeping import make_folder
-    from pipeline.labels import list_images
 
-    bands, decoder = numbers(options.bands, "--bands", least=1), numbers(options.decoder, "--decoder", count=5, least=1)
-    with readable(options.split, "--split"):
-        split = read_split(options.split) if options.split else None
     with readable(options.card, "--card"):
         card = options.card.read_text(encoding="utf-8") if options.card else ""
-    scenes = list_images(existing(images, "--images"))
+    existing(images, "--images")
+    if options.encoder_from:
+        existing(options.encoder_from, "--encoder-from")
+    _, colors, codes = options.legend()
+    config = options.config(folder, card=card, colors=colors, codes=codes)
     make_folder(folder)
-    names, colors, codes = options.legend()
-    chips = write_chips(
-        scenes,
-        existing(labels, "--labels"),
-        folder / "chips.zarr",
-        classes=names,
-        size=options.chip,
-        seed=options.seed,
-        attribute=options.attribute,
-        split=split,
-        bands=bands,
+    chips = (
+        _image_chips(images, labels, folder, options)
+        if options.task == "classify"
+        else (_scene_chips(images, labels, folder, options))
     )
     shares = ", ".join(f"{name} {share:.1%}" for name, share in chips.shares.items())
     say(f"chips: {chips.train} to train on, {chips.val} to validate, {chips.dropped} without a label; {shares}")
-    _fit(folder, options, colors=colors, codes=codes, decoder=decoder or (), card=card)
-
-
-def _fit(
-    folder: Path,
-    options: TrainOptions,
-    *,
-    colors: tuple[str, ...],
-    codes: tuple[int, ...],
-    decoder: tuple[int, ...],
-    card: str,
-) -> None:
-    from models.train import TrainConfig
-    from models.train import train as fit
-
-    config = TrainConfig(
-        chips=folder / "chips.zarr",
-        out=folder,
-        name=options.name,
-        licence=options.licence,
-        attribution=options.attribution,
-        card=card,
-        colors=colors,
-        codes=codes,
-        width=options.width,
-        decoder_channels=decoder,
-        steps=options.steps,
-        batch=options.batch,
-        crop=options.crop,
-        lr=options.rate,
-        warmup=options.warmup,
-        foreground=options.foreground,
-        seed=options.seed,
-        precision=options.precision,
-        threads=options.threads,
-    )
     bundle = fit(config, lambda line: say(json.dumps(line)))
     say(f"bundle {bundle.digest[:12]} in {bundle.path}")
+    if options.task == "classify":
+        _confusion(bundle)
+
+
+def _scene_chips(images: Path, labels: Path | None, folder: Path, options: TrainOptions) -> "ChipsSummary":
+    from pipeline.chips import read_split, write_chips
+    from pipeline.labels import list_images
+
+    if labels is None:
+        raise UsageError("--labels is missing: name the file or the folder of the scenes' labels")
+    if not options.classes:
+        raise UsageError("--class is missing: name each class, 0 first, as in --class background --class building")
+    with readable(options.split, "--split"):
+        split = read_split(options.split) if options.split else None
+    return write_chips(
+        list_images(images),
+        existing(labels, "--labels"),
+        folder / "chips.zarr",
+        classes=options.legend()[0],
+        size=options.edge,
+        seed=options.seed,
+        attribute=options.attribute,
+        split=split,
+        bands=numbers(options.bands, "--bands", least=1),
+    )
+
+
+def _image_chips(images: Path, labels: Path | None, folder: Path, options: TrainOptions) -> "ChipsSummary":
+    from pipeline.imagefolder import class_names, list_examples, write_image_chips
+
+    if labels is not None:
+        existing(labels, "--labels")
+    examples = list_examples(images, labels, seed=options.seed)
+    return write_image_chips(
+        examples,
+        folder / "chips.zarr",
+        classes=options.legend()[0] or class_names(examples),
+        size=options.edge,
+        seed=options.seed,
+        bands=numbers(options.bands, "--bands", least=1),
+    )
+
+
+def _confusion(bundle: "Bundle") -> None:
+    from models.bundle import load_metrics
+    from pipeline.publish.confusion import write_confusion
+
+    val = load_metrics(bundle)["val"]
+    write_confusion(bundle.path / "confusion.png", val["confusion"], [entry.name for entry in bundle.spec.classes])
+    scores = ", ".join(f"{name} {value:.3f}" for name, value in val["f1"].items() if value is not None)
+    accuracy = "-" if val["accuracy"] is None else f"{val['accuracy']:.3f}"
+    say(f"accuracy {accuracy}; F1 {scores}; {bundle.path / 'confusion.png'}")
 
 
 @app.command(epilog="Example: `widefield evaluate --bundle B --images examples/scenes --labels examples/labels --json`")

@@ -6,7 +6,7 @@ import inspect
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, Field, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
@@ -16,9 +16,16 @@ from pipeline.errors import LabelError, UsageError
 from pipeline.grid import Window
 
 if TYPE_CHECKING:
+    from models.config import TrainConfig
     from pipeline.segment import SegmentRequest
 
 _COLOR = re.compile("#[0-9A-Fa-f]{6}")
+_TRAINING = (
+    *("task", "name", "licence", "attribution", "encoder", "width", "decoder", "output_stride", "aux", "init"),
+    *("encoder_from", "freeze", "encoder_rate", "steps", "batch", "warmup", "foreground", "seed"),
+    *("class_weights", "label_smoothing", "precision", "threads"),
+)
+"""Options of a training that its configuration calls by the same names."""
 _CODE = re.compile("[0-9]{1,5}")
 
 ScenePath = Annotated[
@@ -37,6 +44,18 @@ BundleDir = Annotated[Path, typer.Option("--bundle", help="Folder of the trained
 OutDir = Annotated[Path, typer.Option("--out", help="Folder for results; each scene gets a folder of its name.")]
 ResultDir = Annotated[Path, typer.Argument(metavar="OUT", help="A result, or a folder of results.")]
 Images = Annotated[Path, typer.Option("--images", help="Folder of labelled GeoTIFF scenes, or one scene.")]
+Examples = Annotated[
+    Path,
+    typer.Option("--images", help="Folder of labelled scenes, or one; to classify: of one folder of images a class."),
+]
+ExampleLabels = Annotated[
+    Path | None,
+    typer.Option(
+        "--labels",
+        help="Vector file, class raster, or a folder of them named after the scenes. To classify: nothing, or a CSV "
+        "with the columns `path,class`, and `split` if it says so.",
+    ),
+]
 Labels = Annotated[
     Path, typer.Option("--labels", help="Vector file, class raster, or a folder of them named after the scenes.")
 ]
@@ -140,25 +159,72 @@ class RunOptions:
 class TrainOptions:
     """What decides what a training gives, beside the scenes and their labels."""
 
+    task: Annotated[
+        Literal["segment", "classify"],
+        typer.Option(help="A class for each pixel, or one for each image of a folder with one folder a class."),
+    ] = "segment"
     classes: Annotated[
         list[str],
-        typer.Option("--class", help="NAME, NAME=#RRGGBB or NAME=#RRGGBB:CODE, once for each class, 0 first."),
-    ]
+        typer.Option(
+            "--class",
+            help="NAME, NAME=#RRGGBB or NAME=#RRGGBB:CODE, once for each class, 0 first. Of images: the names of "
+            "their folders, if not given.",
+        ),
+    ] = field(default_factory=list)
     name: Annotated[str, typer.Option(help="Name of the model.")] = "segmenter"
     attribute: Attribute = None
     split: Annotated[
         Path | None,
         typer.Option(help="CSV with columns `scene,split`; else names ending in -train or -val, else the ground."),
     ] = None
-    chip: Annotated[int, typer.Option(min=64, help="Edge of a chip, in pixels.")] = 512
+    chip: Annotated[
+        int | None,
+        typer.Option(
+            min=32, help="Edge of a chip, in pixels: 512, or 256 if images are classified; they are scaled to it."
+        ),
+    ] = None
     bands: Annotated[str | None, typer.Option(help="Bands of the files to train on, counted from 1.")] = None
-    width: Annotated[float, typer.Option(min=0.01, help="Multiplier of the encoder's channels.")] = 0.75
-    decoder: Annotated[str, typer.Option(help="Channels of the decoder's five stages, deepest first.")] = (
-        "192,128,64,32,16"
-    )
+    encoder: Annotated[
+        str,
+        typer.Option(help="inception_v1, _v2, _v2_factorized, _v3, _v4, inception_resnet_v1 or inception_resnet_v2."),
+    ] = "inception_v1"
+    variant: Annotated[
+        list[str], typer.Option(help="Option of the encoder as NAME=VALUE: kernel5=3, bn=false, variant=facenet, ...")
+    ] = field(default_factory=list)
+    width: Annotated[float, typer.Option(min=0.01, help="Multiplier of the encoder's channels.")] = 1.0
+    decoder: Annotated[
+        Literal["unet", "fpn"], typer.Option(help="`fpn` is lighter; docs/models.md has both measured.")
+    ] = "unet"
+    decoder_channels: Annotated[
+        str | None,
+        typer.Option(help="Of the U-Net's five stages, deepest first; of the FPN its pyramid and its output."),
+    ] = None
+    output_stride: Annotated[
+        int, typer.Option(help="Pixels between two logits: 1, or 2 or 4 for less memory and more speed.")
+    ] = 1
+    init: Annotated[
+        Literal["glorot", "glorot-truncated"], typer.Option(help="Glorot's normal, plain or cut off as Keras does it.")
+    ] = "glorot"
+    encoder_from: Annotated[
+        Path | None,
+        typer.Option(
+            help="Start the encoder from this bundle, or from a file of public weights (`widefield weights`)."
+        ),
+    ] = None
+    freeze: Annotated[int, typer.Option(min=0, help="First steps in which the encoder stays as it is.")] = 0
+    encoder_rate: Annotated[
+        float, typer.Option(min=0, help="Learning rate of the encoder, as a share of the rest's.")
+    ] = 1.0
+    class_weights: Annotated[
+        Literal["none", "balanced"], typer.Option(help="`balanced`: rare classes weigh more in the cross-entropy.")
+    ] = "none"
+    label_smoothing: Annotated[
+        float, typer.Option(min=0, max=0.5, help="Share of each label that is spread over all classes.")
+    ] = 0.0
+    aux: Annotated[bool, typer.Option("--aux", help="Train a classifier with its network's auxiliary heads.")] = False
     steps: Annotated[int, typer.Option(min=1, help="Steps of the optimiser.")] = 2400
     batch: Annotated[int, typer.Option(min=1, help="Crops a step.")] = 8
-    crop: Annotated[int, typer.Option(min=32, help="Edge of a crop, in pixels.")] = 256
+    crop: Annotated[int, typer.Option(min=32, help="Edge of a crop, in pixels; images are classified whole.")] = 256
     rate: Annotated[float, typer.Option(help="Largest learning rate.")] = 1.5e-3
     warmup: Annotated[int, typer.Option(min=0, help="Steps until the largest learning rate.")] = 200
     foreground: Annotated[
@@ -174,12 +240,40 @@ class TrainOptions:
     attribution: Annotated[str, typer.Option(help="Credit line that outputs carry.")] = ""
     card: Annotated[Path | None, typer.Option(help="Markdown for the model card: data, extent, known failures.")] = None
 
+    def config(self, folder: Path, **more: Any) -> "TrainConfig":
+        """The training into `folder`.
+
+        Raises:
+            UsageError: an option of the encoder, or the decoder's channels, are not as they should be.
+        """
+        from models.config import TrainConfig
+
+        count = {"unet": 5, "fpn": 2}[self.decoder]
+        channels = numbers(self.decoder_channels, "--decoder-channels", count=count, least=1)
+        return TrainConfig(
+            chips=folder / "chips.zarr",
+            out=folder,
+            variant=dict(map(_setting, self.variant)),
+            decoder_channels=channels or (),
+            crop=self.edge if self.task == "classify" else self.crop,
+            lr=self.rate,
+            **{name: getattr(self, name) for name in _TRAINING},
+            **more,
+        )
+
+    @property
+    def edge(self) -> int:
+        """Of a chip, in pixels."""
+        return self.chip or {"segment": 512, "classify": 256}[self.task]
+
     def legend(self) -> tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...]]:
         """Names of the classes, their colours and their codes; no colours leave the choice to the training.
 
         Raises:
             UsageError: a colour or a code is none, or only some classes have one.
         """
+        if not self.classes:
+            return (), (), ()
         names, _, looks = zip(*(text.partition("=") for text in self.classes), strict=True)
         colors, _, codes = zip(*(look.partition(":") for look in looks), strict=True)
         wrong = [text for text, color in zip(self.classes, colors, strict=True) if not _COLOR.fullmatch(color)]
@@ -193,6 +287,16 @@ class TrainOptions:
             tuple(color.upper() for color in colors) if any(colors) else (),
             tuple(int(code) for code in codes) if any(codes) else (),
         )
+
+
+def _setting(text: str) -> tuple[str, bool | int | str]:
+    """NAME=VALUE as a name and a truth value, a whole number, or a word."""
+    name, sign, value = text.partition("=")
+    if not (name and sign and value):
+        raise UsageError(f"--variant {text}: give NAME=VALUE, as in kernel5=3")
+    if value.lower() in {"true", "false"}:
+        return name, value.lower() == "true"
+    return name, int(value) if value.isdecimal() else value
 
 
 def numbers(text: str | None, option: str, *, count: int | None = None, least: int = 0) -> tuple[int, ...] | None:
@@ -259,14 +363,14 @@ def spelled_out(command: Callable[..., None]) -> Callable[..., None]:
     ]
     theirs = [
         inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=_default(field), annotation=types[field.name]
+            option.name, inspect.Parameter.KEYWORD_ONLY, default=_default(option), annotation=types[option.name]
         )
-        for field in fields(kind)
+        for option in fields(kind)
     ]
 
     @functools.wraps(command)
     def run(**given: Any) -> None:
-        chosen = kind(**{field.name: given.pop(field.name) for field in fields(kind)})
+        chosen = kind(**{option.name: given.pop(option.name) for option in fields(kind)})
         command(**given, options=chosen)
 
     run.__signature__ = inspect.Signature([*own, *theirs])  # type: ignore[attr-defined]  # what inspect.signature reads
@@ -274,5 +378,7 @@ def spelled_out(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def _default(field: "Field[Any]") -> Any:
-    return inspect.Parameter.empty if field.default is MISSING else field.default
+def _default(option: "Field[Any]") -> Any:
+    if option.default_factory is not MISSING:
+        return option.default_factory()
+    return inspect.Parameter.empty if option.default is MISSING else option.default

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
+    from models.classifier import Classifier
+    from models.segmenter import Segmenter
+
 SCHEMA = 1
 FILES = ("README.md", "metrics.json", "probes.safetensors", "spec.json", "weights.safetensors")
 """What the digest covers."""
@@ -85,7 +88,7 @@ def _read_index(path: Path) -> dict[str, Any]:
     return index
 
 
-def load_module(bundle: Bundle) -> "nn.Module":
+def load_module(bundle: Bundle) -> "Segmenter | Classifier":
     """The network with the stored weights, in float32 and eval mode; every weight must fit.
 
     Raises:
@@ -181,7 +184,7 @@ def make_card(text: str, spec: ModelSpec, val: dict[str, Any]) -> str:
         text.strip() or f"# {spec.name}",
         "",
         "## Scores",
-        f"Pooled over {val['pixels']:,} labelled pixels of the validation chips, with the weights as stored.",
+        f"Over {val['pixels']:,} {_counted(spec)} of the validation chips, with the weights as stored.",
         "",
         "| class | IoU | F1 | precision | recall |",
         "|---|---|---|---|---|",
@@ -191,6 +194,10 @@ def make_card(text: str, spec: ModelSpec, val: dict[str, Any]) -> str:
         f"Weights: {spec.licence}. {spec.attribution}".rstrip(),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _counted(spec: ModelSpec) -> str:
+    return "labelled pixels" if spec.cell == 1 else "images"
 
 
 def _percent(value: float | None) -> str:

@@ -56,6 +56,8 @@ class ChipsHeader(Value):
     chips: tuple[Chip, ...]
     seed: int
     resolution: tuple[float, float] | None
+    task: Literal["segment", "classify"] = "segment"
+    """Whether pixels have labels, or images: then all labelled pixels of a chip have the same."""
 
 
 @dataclass(frozen=True)

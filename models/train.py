@@ -1,19 +1,18 @@
-"""Training of a segmenter from scratch: chips in, a bundle out, one loop in plain sight.
+"""Training: chips in, a bundle out, one loop in plain sight.
 
 `OUT/training.ckpt` holds everything that the next step needs and is replaced atomically: a killed training that is
 started again with the same configuration goes on there, and ends with the weights of one that was not killed.
 `OUT/train.jsonl` holds one line for every few steps. The bundle is written to OUT at the end.
 """
 
-import hashlib
 import json
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,99 +21,24 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models import metrics
-from models.bundle import Bundle, Storage, make_card, save_bundle, stored_state
-from models.dataset import Augmentation, Chips, Sampler, draw_probes, measure_bands, normalised, open_chips, read_ahead
+from models.bundle import Bundle, make_card, save_bundle, stored_state
+from models.classifier import Classifier, create_classifier
+from models.config import TrainConfig
+from models.dataset import Chips, Sampler, draw_probes, measure_bands, normalised, open_chips, read_ahead
+from models.decoder import DECODERS
 from models.errors import TrainingError
-from models.init import glorot_normal_
-from models.losses import segmentation_loss
 from models.network import network_from_spec
+from models.objective import Objective
 from models.spec import Architecture, Band, Class, ModelSpec
+from models.start import Network, freeze, initialise, parameter_groups, start_digest, starting_bands
 
 PALETTE = ("#3B4252", "#E4572E", "#17BEBB", "#FFC914", "#76B041", "#8E6C8A", "#2E86AB", "#F18F01")
 """Colours of classes that the configuration gives none."""
 
+LARGEST_PATCHES = 1152
+"""Largest tile of several patches that a classifier is served with, in pixels."""
+
 Report = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Everything that decides what a training gives, beside the chips' bytes."""
-
-    chips: Path
-    """chips.zarr."""
-    out: Path
-    """Folder of the bundle, its checkpoint and its log."""
-    name: str = "segmenter"
-    licence: str = "Apache-2.0"
-    """SPDX identifier of the weights' licence."""
-    attribution: str = ""
-    """Credit line that outputs must carry."""
-    card: str = ""
-    """Markdown of the model card, before the scores: data, extent, licences, known failures."""
-    colors: tuple[str, ...] = ()
-    """`#RRGGBB` of each class; of a palette where there are fewer."""
-    codes: tuple[int, ...] = ()
-    """Values of the classes in a customer's legend; none if empty."""
-    units: tuple[str, ...] = ()
-    """Unit of each band; DN if empty."""
-    encoder: str = "inception_v1"
-    width: float = 0.75
-    """Multiplier of the encoder's channels."""
-    decoder_channels: tuple[int, ...] = (192, 128, 64, 32, 16)
-    """Deepest first."""
-    steps: int = 3000
-    batch: int = 8
-    """Crops a step."""
-    crop: int = 256
-    """Edge of a crop, in pixels."""
-    lr: float = 2e-3
-    """Largest learning rate, after the warm-up."""
-    weight_decay: float = 1e-2
-    """Of convolutions only."""
-    warmup: int = 100
-    """Steps until the largest learning rate; a cosine leads from there to 0."""
-    clip: float = 1.0
-    """Largest norm of the gradient."""
-    foreground: float = 0.0
-    """Share of the crops that is drawn from chips with a class other than 0."""
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    seed: int = 0
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
-    accelerator: str = "auto"
-    """As Lightning Fabric names it: auto, cpu, gpu, ..."""
-    threads: int | None = None
-    """Threads of the CPU; as torch chooses if None. Runs repeat bitwise at the same number."""
-    log_every: int = 20
-    """Steps between two lines of the log."""
-    save_every: int = 100
-    """Steps between two checkpoints."""
-    validate_every: int = 500
-    """Steps between two validations."""
-    storage: Storage = "fp16"
-    tiles: tuple[int, ...] = (256, 512, 1024, 1152, 2048)
-    """Tile ladder of the bundle, in pixels."""
-    halo: int = 64
-    """Margin of a tile that is thrown away, in pixels, until it has been measured."""
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch", "crop", "log_every", "save_every", "validate_every"):
-            if getattr(self, name) < 1:
-                raise TrainingError(f"{name} is {getattr(self, name)}: it must be at least 1")
-
-    def key(self, spec: ModelSpec, chips: str) -> str:
-        """Digest of what decides the weights: these settings, and the chips' bytes."""
-        idle = {"chips", "out", "card", "name", "licence", "attribution", "colors", "codes", "storage", "tiles", "halo"}
-        idle |= {"log_every", "save_every", "validate_every", "threads", "accelerator"}
-        facts: dict[str, Any] = {name: value for name, value in asdict(self).items() if name not in idle}
-        facts["bands"] = [band.model_dump() for band in spec.bands]
-        facts["chips"] = chips
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-    def rate(self, step: int) -> float:
-        """Learning rate of step 0, 1, ...: linear warm-up, then a cosine to 0."""
-        if step < self.warmup:
-            return self.lr * (step + 1) / self.warmup
-        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - self.warmup) / max(self.steps - self.warmup, 1)))
 
 
 def train(config: TrainConfig, report: Report = lambda _: None) -> Bundle:
@@ -130,12 +54,16 @@ def train(config: TrainConfig, report: Report = lambda _: None) -> Bundle:
         TrainingError: no chips, a loss that is not finite, or a checkpoint of another configuration in OUT.
     """
     chips = open_chips(config.chips)
-    spec = make_spec(config, chips, measure_bands(chips, chips.indices("train"), config.units))
+    check_task(config, chips)
+    measured = measure_bands(chips, chips.indices("train"), config.units)
+    spec = make_spec(config, chips, starting_bands(measured, config))
     config.out.mkdir(parents=True, exist_ok=True)
     fabric = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
     with _repeatable(config):
-        module = glorot_normal_(network_from_spec(spec), seed=config.seed)
+        module = initialise(_network(config, spec), config)
         _fit(config, fabric, chips, spec, module, _Log(config.out / "train.jsonl", report))
+        if isinstance(module, Classifier):
+            module.aux = nn.ModuleDict()  # they served the training alone
         module.load_state_dict(stored_state(module, config.storage))
         val = validate(module, chips, spec.bands, fabric)
     bundle = _finish(config, chips, spec, module, val)
@@ -143,19 +71,23 @@ def train(config: TrainConfig, report: Report = lambda _: None) -> Bundle:
     return bundle
 
 
-def _fit(config: TrainConfig, fabric: Fabric, chips: Chips, spec: ModelSpec, module: nn.Module, log: "_Log") -> None:  # noqa: PLR0917 - one caller
+def _fit(config: TrainConfig, fabric: Fabric, chips: Chips, spec: ModelSpec, module: Network, log: "_Log") -> None:  # noqa: PLR0917 - one caller
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's stubs
-    model, optimizer = fabric.setup(module, torch.optim.AdamW(_groups(module, config.weight_decay), lr=config.lr))
-    checkpoint = _Checkpoint(fabric, config.out / "training.ckpt", config.key(spec, chips.digest()))
+    model, optimizer = fabric.setup(module, torch.optim.AdamW(parameter_groups(module, config), lr=config.lr))
+    if isinstance(module, Classifier):
+        model.mark_forward_method("with_aux")
+    checkpoint = _Checkpoint(
+        fabric, config.out / "training.ckpt", config.key(spec, chips.digest(), start_digest(config.encoder_from))
+    )
     start = checkpoint.resume(model=model, optimizer=optimizer)
-    sampler = _sampler(config, chips, spec)
+    sampler, objective = _sampler(config, chips, spec), _objective(config, fabric, chips)
     with closing(read_ahead(sampler.batch_at, range(start, config.steps))) as batches:
-        for step, (x, labels) in enumerate(batches, start):
-            model.train()
+        for step, (images, labels) in enumerate(batches, start):
+            freeze(module, encoder=step < config.freeze)
             for group in optimizer.param_groups:
-                group["lr"] = config.rate(step)
-            logits = model(fabric.to_device(x.contiguous(memory_format=torch.channels_last)))
-            loss = segmentation_loss(logits, fabric.to_device(labels))
+                group["lr"] = config.rate(step) * group["factor"]
+            x = fabric.to_device(images.contiguous(memory_format=torch.channels_last))
+            loss = objective.loss(model, x, fabric.to_device(labels))
             log.add(_finite(loss, "loss", step))
             optimizer.zero_grad()
             fabric.backward(loss)
@@ -172,6 +104,45 @@ def _fit(config: TrainConfig, fabric: Fabric, chips: Chips, spec: ModelSpec, mod
                 checkpoint.save(done, model=model, optimizer=optimizer)
 
 
+def check_task(config: TrainConfig, chips: Chips) -> None:
+    """Refuse chips that were cut for the other task.
+
+    Raises:
+        TrainingError: their labels are of pixels where images are to be classified, or the other way round.
+    """
+    if chips.header.task != config.task:
+        raise TrainingError(f"{config.chips} holds chips to {chips.header.task}: make chips to {config.task}")
+    if config.task == "classify" and config.crop != chips.edge:
+        raise TrainingError(f"crop is {config.crop}: images are classified whole, and have {chips.edge} pixels")
+
+
+def _network(config: TrainConfig, spec: ModelSpec) -> Network:
+    """What the spec describes, with the auxiliary heads that only training has."""
+    network = network_from_spec(spec)
+    if not config.aux:
+        return network
+    plan, variant = spec.architecture, dict[str, Any](config.variant)
+    bands, classes = len(spec.bands), len(spec.classes)
+    return create_classifier(
+        plan.encoder, classes=classes, bands=bands, padding=plan.padding, width=plan.width, aux=True, **variant
+    )
+
+
+def _objective(config: TrainConfig, fabric: Fabric, chips: Chips) -> Objective:
+    weights = class_weights(chips) if config.class_weights == "balanced" else None
+    return Objective(config.task, None if weights is None else fabric.to_device(weights), config.label_smoothing)
+
+
+def class_weights(chips: Chips) -> Tensor:
+    """(K,): n / (K n_k) for n labels of the training chips, n_k of them of class k; 0 for a class without any."""
+    counts = np.zeros(256, np.int64)
+    for index in chips.indices("train"):
+        counts += np.bincount(np.asarray(chips.labels[index]).ravel(), minlength=256)
+    counts = counts[: len(chips.header.classes)]
+    weights = np.where(counts, counts.sum() / (len(counts) * np.maximum(counts, 1)), 0)
+    return torch.from_numpy(weights.astype(np.float32))
+
+
 def _sampler(config: TrainConfig, chips: Chips, spec: ModelSpec) -> Sampler:
     return Sampler(
         chips,
@@ -183,12 +154,6 @@ def _sampler(config: TrainConfig, chips: Chips, spec: ModelSpec) -> Sampler:
         augmentation=config.augmentation,
         foreground=config.foreground,
     )
-
-
-def _groups(module: nn.Module, decay: float) -> list[dict[str, Any]]:
-    kernels = [p for p in module.parameters() if p.ndim > 1]
-    vectors = [p for p in module.parameters() if p.ndim <= 1]
-    return [{"params": kernels, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
 def _finite(value: Tensor | None, what: str, step: int) -> float:
@@ -268,21 +233,26 @@ class _Log:
 def validate(
     model: nn.Module, chips: Chips, bands: tuple[Band, ...], fabric: Fabric | None = None
 ) -> dict[str, object]:
-    """Scores over the pooled pixels of the whole validation chips, in eval mode (`models.metrics.scores`)."""
+    """Scores over the whole validation chips, in eval mode (`models.metrics.scores`): pooled pixels, or images.
+
+    `confusion` holds the counts themselves: a row for each true class, a column for each predicted one.
+    """
     names = [c.name for c in chips.header.classes]
     counts = np.zeros((len(names), len(names)), np.int64)
+    objective = Objective(chips.header.task)
     model.eval()
     for index in chips.indices("val"):
         x, _, labels = normalised(chips, index, bands)
-        counts += metrics.confusion(labels.numpy(), _predict(model, x, fabric), len(names))
-    return metrics.scores(counts, names)
+        wanted = objective.targets(labels[None]).numpy()
+        counts += metrics.confusion(wanted, _predict(model, x, fabric), len(names))
+    return {**metrics.scores(counts, names), "confusion": counts.tolist()}
 
 
 @torch.inference_mode()
 def _predict(model: nn.Module, x: Tensor, fabric: Fabric | None) -> NDArray[np.uint8]:
     batch = x[None].contiguous(memory_format=torch.channels_last)
     logits = model(batch if fabric is None else fabric.to_device(batch))
-    labels: NDArray[np.uint8] = logits[0].argmax(0).to(torch.uint8).cpu().numpy()
+    labels: NDArray[np.uint8] = logits.argmax(1).to(torch.uint8).cpu().numpy()
     return labels
 
 
@@ -293,7 +263,7 @@ def make_spec(config: TrainConfig, chips: Chips, bands: tuple[Band, ...]) -> Mod
     codes = (config.codes + (None,) * len(classes))[: len(classes)]
     return ModelSpec(
         name=config.name,
-        architecture=Architecture(encoder=config.encoder, width=config.width, decoder_channels=config.decoder_channels),
+        architecture=_architecture(config),
         bands=bands,
         dtypes=(chips.header.dtype,),
         resolution=chips.header.resolution,
@@ -301,19 +271,37 @@ def make_spec(config: TrainConfig, chips: Chips, bands: tuple[Band, ...]) -> Mod
             Class(id=c.id, name=c.name, color=color, code=code)
             for c, color, code in zip(classes, colors, codes, strict=True)
         ),
-        halo=config.halo,
-        tiles=config.tiles,
         licence=config.licence,
         attribution=config.attribution,
+        **_sizes(config),
     )
 
 
+def _architecture(config: TrainConfig) -> Architecture:
+    encoder: dict[str, Any] = {"encoder": config.encoder, "width": config.width, "variant": dict(config.variant)}
+    if config.task == "classify":
+        return Architecture(**encoder, decoder=None)
+    channels = config.decoder_channels or DECODERS[config.decoder].WIDTHS
+    return Architecture(
+        **encoder, decoder=config.decoder, decoder_channels=channels, output_stride=config.output_stride
+    )
+
+
+def _sizes(config: TrainConfig) -> dict[str, Any]:
+    """Tiles and halo of a segmenter; a classifier's follow from its patch."""
+    if config.task == "segment":
+        return {"halo": config.halo, "tiles": config.tiles}
+    tiles = tuple(config.crop * count for count in (1, 2, 4) if count == 1 or config.crop * count <= LARGEST_PATCHES)
+    return {"halo": 0, "tiles": tiles, "stride": config.crop, "cell": config.crop}
+
+
 def _finish(config: TrainConfig, chips: Chips, spec: ModelSpec, module: nn.Module, val: dict[str, object]) -> Bundle:
+    start = config.encoder_from and {"name": config.encoder_from.name, "digest": start_digest(config.encoder_from)}
     facts = {
         "val": val,
         "chips": {split: len(chips.indices(split)) for split in ("train", "val")},
         "chip_edge": chips.edge,
-        "training": {**asdict(config), "chips": config.chips.name, "out": None, "card": None},
+        "training": {**asdict(config), "chips": config.chips.name, "out": None, "card": None, "encoder_from": start},
     }
     probes, valid = draw_probes(chips)
     card = make_card(config.card, spec, val)

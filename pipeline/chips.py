@@ -7,9 +7,10 @@ import csv
 import hashlib
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from zarr.codecs import ZstdCodec
 from pipeline.errors import LabelError, SceneError
 from pipeline.grid import Window
 from pipeline.labels import IGNORE, Labels, find_labels, open_labels
-from pipeline.scene import Scene, SceneAddress, open_scene
+from pipeline.scene import Radiometry, Scene, SceneAddress, open_scene
 
 SCHEMA = 1
 SPLITS = ("train", "val")
@@ -48,14 +49,20 @@ class ChipsSummary:
 
 
 @dataclass(frozen=True)
-class _Chip:
+class Chip:
+    """One chip on its way to the disk."""
+
     scene: str
     row: int
     col: int
     split: str
     pixels: NDArray[Any]
+    """(C, S, S), in the scene's own type."""
     valid: NDArray[np.uint8]
+    """(S, S), 1 where the scene has data."""
     labels: NDArray[np.uint8]
+    """(S, S), class ids or `IGNORE`."""
+    radiometry: Radiometry
 
 
 def read_split(table: Path) -> dict[str, str]:
@@ -114,13 +121,14 @@ def write_chips(
         scenes = [stack.enter_context(open_scene(SceneAddress(str(image), bands=wanted))) for image in images]
         _agree(scenes)
         read = [open_labels(path, scene, classes, attribute) for path, scene in zip(paths, scenes, strict=True)]
-        partial = out.with_name(f"{out.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        group = _create(partial, scenes, classes, size, seed)
-        summary = _fill(group, scenes, read, splitter=_Splitter(size, seed, split), classes=classes)
-    shutil.rmtree(out, ignore_errors=True)
-    partial.rename(out)
-    return summary
+        partial = stack.enter_context(replacing_chips(out))
+        most = sum(-(-scene.height // size) * -(-scene.width // size) for scene in scenes)
+        attributes = _attributes(scenes, classes, seed)
+        first = scenes[0]
+        group = create_chips(partial, most, bands=len(first.bands), dtype=first.dtype, size=size, attributes=attributes)
+        splitter = _Splitter(size, seed, split)
+        cuts = (_cut(scene, classified, splitter) for scene, classified in zip(scenes, read, strict=True))
+        return fill_chips(group, chain.from_iterable(cuts), classes)
 
 
 @dataclass(frozen=True)
@@ -144,11 +152,11 @@ def _agree(scenes: Sequence[Scene]) -> None:
             raise SceneError(f"{got}, {first.address.path} {', '.join(first.bands)} of {first.dtype}: choose bands")
 
 
-def _create(path: Path, scenes: Sequence[Scene], classes: Sequence[str], size: int, seed: int) -> zarr.Group:
-    """Arrays for as many chips as there may be; `_fill` cuts them to those that there are."""
-    most = sum(-(-scene.height // size) * -(-scene.width // size) for scene in scenes)
-    bands, dtype = len(scenes[0].bands), scenes[0].dtype
-    group = zarr.create_group(store=path, attributes=_attributes(scenes, classes, seed))
+def create_chips(
+    path: Path, count: int, *, bands: int, dtype: str, size: int, attributes: Mapping[str, Any]
+) -> zarr.Group:
+    """Arrays for at most `count` chips; `fill_chips` cuts them to those that there are."""
+    group = zarr.create_group(store=path, attributes={"schema": SCHEMA, "chips": [], **attributes})
     codec = ZstdCodec(level=1, checksum=True)
     for name, shape, kind, fill in (
         ("pixels", (bands, size, size), dtype, 0),
@@ -158,9 +166,47 @@ def _create(path: Path, scenes: Sequence[Scene], classes: Sequence[str], size: i
         ("offset", (bands,), "float32", 0),
     ):
         group.create_array(
-            name, shape=(most, *shape), chunks=(1, *shape), dtype=kind, fill_value=fill, compressors=codec
+            name, shape=(count, *shape), chunks=(1, *shape), dtype=kind, fill_value=fill, compressors=codec
         )
     return group
+
+
+def fill_chips(group: zarr.Group, chips: Iterable[Chip], classes: Sequence[str]) -> ChipsSummary:
+    """Writes chips that hold a labelled pixel, and what is known of them.
+
+    Raises:
+        LabelError: there are none.
+    """
+    arrays: dict[str, Any] = {name: group[name] for name in ("pixels", "valid", "labels", "scale", "offset")}
+    most, counts = arrays["pixels"].shape[0], np.zeros(256, np.int64)
+    records: list[dict[str, Any]] = []
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        for chip in chips:
+            index = len(records)
+            arrays["pixels"][index], arrays["valid"][index] = chip.pixels, chip.valid
+            arrays["labels"][index] = chip.labels
+            arrays["scale"][index], arrays["offset"][index] = chip.radiometry.scale, chip.radiometry.offset
+            counts += np.bincount(chip.labels.ravel(), minlength=256)
+            records.append({"scene": chip.scene, "row": chip.row, "col": chip.col, "split": chip.split})
+    if not records:
+        raise LabelError("no chip holds a valid, labelled pixel")
+    for array in arrays.values():
+        array.resize((len(records), *array.shape[1:]))
+    group.update_attributes({"chips": records})
+    splits = [record["split"] for record in records]
+    labelled = int(counts[:IGNORE].sum())
+    shares = {name: float(counts[index] / labelled) for index, name in enumerate(classes)}
+    return ChipsSummary(splits.count("train"), splits.count("val"), most - len(records), shares)
+
+
+@contextmanager
+def replacing_chips(out: Path) -> Iterator[Path]:
+    """A folder to write chips into, which takes the place of `out` when the block ends without an error."""
+    partial = out.with_name(f"{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    yield partial
+    shutil.rmtree(out, ignore_errors=True)
+    partial.rename(out)
 
 
 def _attributes(scenes: Sequence[Scene], classes: Sequence[str], seed: int) -> dict[str, Any]:
@@ -168,11 +214,10 @@ def _attributes(scenes: Sequence[Scene], classes: Sequence[str], seed: int) -> d
     known = [value for value in sizes if value is not None and math.isfinite(value)]
     resolution = [min(known) / RESOLUTION_MARGIN, max(known) * RESOLUTION_MARGIN] if len(known) == len(sizes) else None
     return {
-        "schema": SCHEMA,
+        "task": "segment",
         "bands": list(scenes[0].bands),
         "dtype": scenes[0].dtype,
         "classes": [{"id": index, "name": name} for index, name in enumerate(classes)],
-        "chips": [],
         "seed": seed,
         "resolution": resolution,
         "scenes": {Path(scene.address.path).stem: scene.fingerprint for scene in scenes},
@@ -189,39 +234,7 @@ def _extent(scenes: Sequence[Scene]) -> list[float] | None:
     return [float(value) for value in (*points.min(axis=0), *points.max(axis=0))]
 
 
-def _fill(
-    group: zarr.Group,
-    scenes: Sequence[Scene],
-    labels: Sequence[Labels],
-    *,
-    splitter: _Splitter,
-    classes: Sequence[str],
-) -> ChipsSummary:
-    """Writes the chips that hold a labelled pixel, and what is known of them."""
-    arrays: dict[str, Any] = {name: group[name] for name in ("pixels", "valid", "labels", "scale", "offset")}
-    most, counts = arrays["pixels"].shape[0], np.zeros(256, np.int64)
-    records: list[dict[str, Any]] = []
-    with zarr.config.set({"array.write_empty_chunks": True}):
-        for scene, classified in zip(scenes, labels, strict=True):
-            for chip in _cut(scene, classified, splitter):
-                index = len(records)
-                arrays["pixels"][index], arrays["valid"][index] = chip.pixels, chip.valid
-                arrays["labels"][index] = chip.labels
-                arrays["scale"][index], arrays["offset"][index] = scene.radiometry.scale, scene.radiometry.offset
-                counts += np.bincount(chip.labels.ravel(), minlength=256)
-                records.append({"scene": chip.scene, "row": chip.row, "col": chip.col, "split": chip.split})
-    if not records:
-        raise LabelError("no chip holds a valid, labelled pixel")
-    for array in arrays.values():
-        array.resize((len(records), *array.shape[1:]))
-    group.update_attributes({"chips": records})
-    splits = [record["split"] for record in records]
-    labelled = int(counts[:IGNORE].sum())
-    shares = {name: float(counts[index] / labelled) for index, name in enumerate(classes)}
-    return ChipsSummary(splits.count("train"), splits.count("val"), most - len(records), shares)
-
-
-def _cut(scene: Scene, labels: Labels, splitter: _Splitter) -> Iterator[_Chip]:
+def _cut(scene: Scene, labels: Labels, splitter: _Splitter) -> Iterator[Chip]:
     """The chips of one scene, row by row, without those that hold no labelled pixel."""
     whole, size = Window(0, 0, scene.height, scene.width), splitter.size
     stem = Path(scene.address.path).stem
@@ -233,7 +246,7 @@ def _cut(scene: Scene, labels: Labels, splitter: _Splitter) -> Iterator[_Chip]:
             classes = np.where(valid, labels.read(part), IGNORE).astype(np.uint8)
             if (classes != IGNORE).any():
                 rim = ((0, size - part.height), (0, size - part.width))
-                yield _Chip(
+                yield Chip(
                     scene=stem,
                     row=row,
                     col=col,
@@ -241,4 +254,5 @@ def _cut(scene: Scene, labels: Labels, splitter: _Splitter) -> Iterator[_Chip]:
                     pixels=np.pad(pixels, ((0, 0), *rim)),
                     valid=np.pad(valid.astype(np.uint8), rim),
                     labels=np.pad(classes, rim, constant_values=IGNORE),
+                    radiometry=scene.radiometry,
                 )

@@ -1,0 +1,119 @@
+"""What decides what a training gives: one frozen value."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from models.bundle import Storage
+from models.dataset import Augmentation
+from models.errors import TrainingError
+from models.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides what a training gives, beside the chips' bytes."""
+
+    chips: Path
+    """chips.zarr."""
+    out: Path
+    """Folder of the bundle, its checkpoint and its log."""
+    name: str = "segmenter"
+    licence: str = "Apache-2.0"
+    """SPDX identifier of the weights' licence."""
+    attribution: str = ""
+    """Credit line that outputs must carry."""
+    card: str = ""
+    """Markdown of the model card, before the scores: data, extent, licences, known failures."""
+    colors: tuple[str, ...] = ()
+    """`#RRGGBB` of each class; of a palette where there are fewer."""
+    codes: tuple[int, ...] = ()
+    """Values of the classes in a customer's legend; none if empty."""
+    units: tuple[str, ...] = ()
+    """Unit of each band; DN if empty."""
+    task: Literal["segment", "classify"] = "segment"
+    """A class for each pixel, or one for each image, whose label is then the same all over the chip."""
+    encoder: str = "inception_v1"
+    width: float = 1.0
+    """Multiplier of the encoder's channels."""
+    variant: Mapping[str, bool | int | str] = field(default_factory=dict)
+    """Options of the encoder, as `models.inception.create_encoder` takes them."""
+    decoder: Literal["unet", "fpn"] = "unet"
+    """Of a segmenter."""
+    decoder_channels: tuple[int, ...] = ()
+    """As the decoder's class takes them; its own if empty."""
+    output_stride: Literal[1, 2, 4] = 1
+    """Pixels between two logits of a segmenter."""
+    aux: bool = False
+    """Auxiliary heads, where a classifier has them: they serve the training alone."""
+    init: Literal["glorot", "glorot-truncated"] = "glorot"
+    """Initialisation of all that does not start from `encoder_from`."""
+    encoder_from: Path | None = None
+    """A bundle, or a file of public weights, whose encoder is the start."""
+    freeze: int = 0
+    """First steps in which the encoder stays as it is, statistics included."""
+    encoder_rate: float = 1.0
+    """Learning rate of the encoder, as a share of the rest's."""
+    steps: int = 3000
+    batch: int = 8
+    """Crops a step."""
+    crop: int = 256
+    """Edge of a crop, in pixels."""
+    lr: float = 2e-3
+    """Largest learning rate, after the warm-up."""
+    weight_decay: float = 1e-2
+    """Of convolutions only."""
+    warmup: int = 100
+    """Steps until the largest learning rate; a cosine leads from there to 0."""
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    foreground: float = 0.0
+    """Share of the crops that is drawn from chips with a class other than 0."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """`balanced` weighs each class in the cross-entropy by the inverse of its share of the labels."""
+    label_smoothing: float = 0.0
+    """Share of each label that the cross-entropy spreads evenly over all classes (Szegedy et al. 2015)."""
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    seed: int = 0
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    accelerator: str = "auto"
+    """As Lightning Fabric names it: auto, cpu, gpu, ..."""
+    threads: int | None = None
+    """Threads of the CPU; as torch chooses if None. Runs repeat bitwise at the same number."""
+    log_every: int = 20
+    """Steps between two lines of the log."""
+    save_every: int = 100
+    """Steps between two checkpoints."""
+    validate_every: int = 500
+    """Steps between two validations."""
+    storage: Storage = "fp16"
+    tiles: tuple[int, ...] = (256, 512, 1024, 1152, 2048)
+    """Tile ladder of the bundle, in pixels."""
+    halo: int = 64
+    """Margin of a tile that is thrown away, in pixels, until it has been measured."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "crop", "log_every", "save_every", "validate_every"):
+            if getattr(self, name) < 1:
+                raise TrainingError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.aux and self.task == "segment":
+            raise TrainingError("auxiliary heads are those of classifiers: leave them out, or train with task classify")
+
+    def key(self, spec: ModelSpec, chips: str, start: str) -> str:
+        """Digest of what decides the weights: these settings, the chips' bytes, and those of the encoder's start."""
+        idle = {"chips", "out", "card", "name", "licence", "attribution", "colors", "codes", "storage", "tiles", "halo"}
+        idle |= {"log_every", "save_every", "validate_every", "threads", "accelerator", "encoder_from"}
+        facts: dict[str, Any] = {name: value for name, value in asdict(self).items() if name not in idle}
+        facts["bands"] = [band.model_dump() for band in spec.bands]
+        facts |= {"chips": chips, "start": start}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def rate(self, step: int) -> float:
+        """Learning rate of step 0, 1, ...: linear warm-up, then a cosine to 0."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - self.warmup) / max(self.steps - self.warmup, 1)))

@@ -1,0 +1,122 @@
+"""Where a training starts: Glorot's normal, and for the encoder a bundle or public weights."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from models.bundle import Bundle, load_module, open_bundle
+from models.classifier import Classifier
+from models.config import TrainConfig
+from models.errors import TrainingError
+from models.init import glorot_normal_
+from models.pretrained import adapted, load_public
+from models.published import Published, guess
+from models.segmenter import Segmenter
+from models.spec import Architecture, Band
+
+Network = Segmenter | Classifier
+
+
+def initialise(module: Network, config: TrainConfig) -> Network:
+    """Give every layer its first weights, in place.
+
+    Raises:
+        TrainingError: the encoder that the configuration starts from is another one.
+        WeightsError: public weights do not fit, or cannot be read.
+    """
+    glorot_normal_(module, truncated=config.init == "glorot-truncated", seed=config.seed)
+    if config.encoder_from is not None:
+        _load_encoder(module, config, config.encoder_from)
+    return module
+
+
+def _load_encoder(module: Network, config: TrainConfig, start: Path) -> None:
+    if not start.is_dir():
+        published = _published(start, config)
+        load_public(module.encoder, start, source=published.source, head=False)
+        return
+    bundle = open_bundle(start)
+    _check_architecture(bundle, config)
+    state = load_module(bundle).encoder.state_dict()
+    first = next(name for name, tensor in state.items() if tensor.ndim == 4)
+    state[first] = adapted(state[first], module.encoder.state_dict()[first].shape[1])
+    module.encoder.load_state_dict(state)
+
+
+def _check_architecture(bundle: Bundle, config: TrainConfig) -> None:
+    theirs = bundle.spec.architecture
+    ours = Architecture(encoder=config.encoder, width=config.width, variant=dict(config.variant))
+    for name in ("encoder", "width", "variant"):
+        if getattr(theirs, name) != getattr(ours, name):
+            raise TrainingError(
+                f"{bundle.path} has {name} {getattr(theirs, name)}, this training {getattr(ours, name)}: "
+                f"train with the same {name}, or start from another bundle"
+            )
+
+
+def _published(file: Path, config: TrainConfig) -> Published:
+    """What is known of a file of public weights, by its name; refused if it is of another network."""
+    published = guess(file)
+    if published is None:
+        raise TrainingError(
+            f"{file.name} is the name of no published weights, so their network and normalisation are not known: "
+            "keep the published name (`widefield weights --list`), or start from a bundle"
+        )
+    if published.network != config.encoder:
+        raise TrainingError(f"{file.name} holds weights of {published.network}, this training is of {config.encoder}")
+    return published
+
+
+def start_digest(start: Path | None) -> str:
+    """Names the content of a start: a bundle by its digest, a file by that of its bytes."""
+    if start is None:
+        return ""
+    if start.is_dir():
+        return open_bundle(start).digest
+    with start.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def starting_bands(measured: tuple[Band, ...], config: TrainConfig) -> tuple[Band, ...]:
+    """The bands with the normalisation that the start was trained with, where it has the same bands.
+
+    A bundle's if the names agree; that of public weights for three bands of uint8 in DN. Else the measured one stays:
+    the first layer is adapted, and what follows was trained on inputs of mean 0 and deviation 1 too.
+    """
+    start = config.encoder_from
+    if start is None:
+        return measured
+    if start.is_dir():
+        theirs = open_bundle(start).spec.bands
+        same = [(band.name, band.unit) for band in theirs] == [(band.name, band.unit) for band in measured]
+        pairs = [(band.mean, band.std) for band in theirs] if same else []
+    else:
+        normal = _published(start, config).normalisation
+        rgb = len(measured) == 3 and all(band.unit == "DN" and band.high <= 255 for band in measured)
+        pairs = list(zip(normal.mean, normal.std, strict=True)) if rgb else []
+    if not pairs:
+        return measured
+    return tuple(
+        band.model_copy(update={"mean": mean, "std": std}) for band, (mean, std) in zip(measured, pairs, strict=True)
+    )
+
+
+def freeze(module: Network, *, encoder: bool) -> None:
+    """Put the network into training; its encoder stays as it is, statistics included, if `encoder` is set."""
+    module.train()
+    module.encoder.requires_grad_(not encoder)
+    if encoder:
+        module.encoder.eval()
+
+
+def parameter_groups(module: Network, config: TrainConfig) -> list[dict[str, Any]]:
+    """Kernels decay, vectors do not; `factor` is the share of the learning rate that a group takes."""
+    inside = {id(parameter) for parameter in module.encoder.parameters()}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in module.parameters():
+        decay = config.weight_decay if parameter.ndim > 1 else 0.0
+        factor = config.encoder_rate if id(parameter) in inside else 1.0
+        groups.setdefault((decay, factor), []).append(parameter)
+    return [{"params": group, "weight_decay": decay, "factor": factor} for (decay, factor), group in groups.items()]
