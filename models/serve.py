@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models.bundle import Bundle, load_module
+from models.classifier import Patches
 from models.errors import EngineError
 from models.spec import ModelSpec
 
@@ -56,7 +57,8 @@ class Serve(nn.Module):
 
 
 def serve_network(network: nn.Module, spec: ModelSpec) -> Serve:
-    """`network` between the normalisation and the planes of `spec`, in eval mode."""
+    """`network` between the normalisation and the planes of `spec`, in eval mode; a classifier over its squares."""
+    network = Patches(network, spec.cell) if spec.cell > 1 else network
     mean, std = zip(*((band.mean, band.std) for band in spec.bands), strict=True)
     return Serve(network, mean, std, spec.planes).eval()
 
