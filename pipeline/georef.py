@@ -11,7 +11,7 @@ import pyproj
 from numpy.typing import NDArray
 
 from pipeline.grid import Window
-from pipeline.ground import ControlPoint, Floats, GroundMap, Rpcs, camera, fitted, shift_rpcs
+from pipeline.ground import ControlPoint, Floats, GroundMap, Rpcs, camera, coarser_rpcs, fitted, shift_rpcs
 
 Affine6 = tuple[float, float, float, float, float, float]
 
@@ -79,6 +79,21 @@ class Georef:
         a, b, _, d, e, _ = self.transform
         x, y = self.coordinates(window.row, window.col)
         return replace(part, transform=(a, b, float(x), d, e, float(y)))
+
+    def coarser(self, cell: int) -> Self:
+        """The georeference of an image of the same ground whose pixels are `cell` times larger, from the same corner.
+
+        What lies at (`row`, `col`) of this one lies at (`row / cell`, `col / cell`) of the coarser one.
+        """
+        if cell == 1:
+            return self
+        size = self.pixel_size and (self.pixel_size[0] * cell, self.pixel_size[1] * cell)
+        gcps = tuple(point.coarser(cell) for point in self.gcps)
+        part = replace(self, gcps=gcps, rpcs=coarser_rpcs(self.rpcs, cell), pixel_size=size)
+        if self.transform is None:
+            return part
+        a, b, c, d, e, f = self.transform
+        return replace(part, transform=(a * cell, b * cell, c, d * cell, e * cell, f))
 
     def coordinates(self, rows: Any, cols: Any) -> tuple[Any, Any]:
         """`(x, y)` by the affine map at fractional pixel positions; (0, 0) is the upper left corner of the first

@@ -81,6 +81,11 @@ def round_up(value: int, step: int) -> int:
     return -(-value // step) * step
 
 
+def in_cells(height: int, width: int, cell: int) -> tuple[int, int]:
+    """Rows and columns of squares of `cell` pixels that cover `height` x `width` pixels."""
+    return -(-height // cell), -(-width // cell)
+
+
 def spread(length: int, count: int) -> NDArray[np.intp]:
     """`count` indices below `length`, evenly spaced: each is the middle of its share."""
     return np.asarray((2 * np.arange(count) + 1) * length // (2 * count))

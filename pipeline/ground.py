@@ -52,6 +52,10 @@ class ControlPoint:
         """The same place, `rows` and `cols` further in the image."""
         return replace(self, row=self.row + rows, col=self.col + cols)
 
+    def coarser(self, cell: int) -> Self:
+        """The same place in an image of pixels `cell` times larger."""
+        return replace(self, row=self.row / cell, col=self.col / cell)
+
 
 @functools.lru_cache(maxsize=16)
 def fitted(points: tuple[ControlPoint, ...], period: float | None) -> GroundMap | None:
@@ -175,3 +179,14 @@ def shift_rpcs(rpcs: Rpcs, rows: float, cols: float) -> Rpcs:
     return tuple(
         (name, repr(float(value.split()[0]) - moves[name]) if moves.get(name) else value) for name, value in rpcs
     )
+
+
+def coarser_rpcs(rpcs: Rpcs, cell: int) -> Rpcs:
+    """RPCs of an image of pixels `cell` times larger. They count from the middle of the first pixel, which moves."""
+    corners = {"LINE_OFF": 0.5, "SAMP_OFF": 0.5, "LINE_SCALE": 0.0, "SAMP_SCALE": 0.0}
+
+    def scaled(name: str, value: str) -> str:
+        corner = corners[name]
+        return repr((float(value.split(maxsplit=1)[0]) + corner) / cell - corner)
+
+    return tuple((name, scaled(name, value) if name in corners else value) for name, value in rpcs)
