@@ -91,6 +91,13 @@ def place_notes(georef: Georef) -> list[str]:
     return [f"the scene has no affine georeference: areas are by {by}"]
 
 
+def cell_notes(spec: ModelSpec) -> list[str]:
+    """What a user should know about counts where one pixel of the mask stands for many of the scene's."""
+    if spec.cell == 1:
+        return []
+    return ["pixels, shares and areas of classes count the scene's valid pixels, not the squares of the mask"]
+
+
 def radiometry_for(scene: Scene, spec: ModelSpec) -> Radiometry:
     """Scale and offset that turn stored numbers into the bundle's unit: the scene's, or none where that is `DN`."""
     identity = Radiometry.identity(len(spec.bands))

@@ -54,6 +54,7 @@ def _cog(plane: str, name: str) -> Callable[[Plan, Path], None]:
             georef=plan.georef,
             classes=plan.spec.classes,
             attribution=plan.spec.attribution,
+            cell=plan.spec.cell,
         )
 
     return write
@@ -99,6 +100,7 @@ def _item(plan: Plan, run: Path) -> None:
         height=plan.grid.height,
         width=plan.grid.width,
         classes=plan.spec.classes,
+        cell=plan.spec.cell,
         facts=facts,
         assets=[name for name in (*ASSETS, SIDECAR) if (run / name).exists()],
     )

@@ -6,6 +6,7 @@ worker does is decided here, once.
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, astuple, dataclass, field
@@ -20,9 +21,9 @@ from models.engines.base import EngineRecord
 from models.spec import ModelSpec
 from pipeline import resources
 from pipeline.errors import PlanError, SpaceError
-from pipeline.fit import check_fit, place_notes, radiometry_for
+from pipeline.fit import cell_notes, check_fit, place_notes, radiometry_for
 from pipeline.georef import Georef
-from pipeline.grid import TileGrid, Window
+from pipeline.grid import TileGrid, Window, in_cells
 from pipeline.publish.classes import legend_of
 from pipeline.publish.levels import walk_bytes
 from pipeline.scene import Radiometry, Scene, SceneAddress
@@ -136,6 +137,7 @@ class Plan:
             ("engine", f"{engine.backend} {engine.precision}, {engine.threads} threads ({engine.digest[:12]})"),
             ("versions", engine.version),
             ("tile", f"{grid.tile} px, halo {grid.halo}, core {grid.core}"),
+            *([] if self.spec.cell == 1 else [("mask", self._squares())]),
             ("tiles", f"{costs.tiles} ({costs.overhead:.2f} network pixels per scene pixel)"),
             ("blocks", f"{costs.blocks} of {self.block} px in {costs.tasks} tasks"),
             ("staged", f"{_size(costs.staged_bytes)}" if self.stage else "no: the scene is read where it lies"),
@@ -148,6 +150,10 @@ class Plan:
             *([("engine time", f"{costs.seconds:.0f} s on one worker")] if costs.seconds else []),
             *(("note", note) for note in self.notes),
         ]
+
+    def _squares(self) -> str:
+        rows, cols = in_cells(self.grid.height, self.grid.width, self.spec.cell)
+        return f"one class a square of {self.spec.cell} px: {rows} x {cols} px"
 
     def to_json(self) -> dict[str, Any]:
         """For the file that tasks point to."""
@@ -230,7 +236,7 @@ def make_plan(
         PlanError: type, radiometry, resolution, memory or disk do not fit.
     """
     notes = check_fit(scene, spec, any_resolution=options.any_resolution)
-    notes += place_notes(scene.georef)
+    notes += place_notes(scene.georef) + cell_notes(spec)
     grid = TileGrid(scene.height, scene.width, engine.tile, spec.halo, spec.stride)
     block = nearest_block(grid, options.block)
     stage = scene.slow if options.stage is None else options.stage
@@ -295,7 +301,8 @@ def _costs(
         staged_bytes=decoded if stage else 0,
         read_bytes=sum(grid.source(window).pixels for window in blocks) * pixel_bytes,
         # The store, and the levels of each file.
-        written_bytes=grid.scene.pixels * sum(1 + 4 * size // 3 + 1 for size in published),
+        written_bytes=grid.scene.pixels * planes
+        + math.prod(in_cells(grid.height, grid.width, spec.cell)) * sum(4 * size // 3 + 1 for size in published),
         free_bytes=shutil.disk_usage(_existing(out)).free,
         # GDAL keeps the block it decodes, however large, and its compressed or wider form beside it.
         peak_bytes=engine.peak_bytes

@@ -87,6 +87,7 @@ def facts(
             "tile": plan.grid.tile,
             "halo": plan.grid.halo,
             "core": plan.grid.core,
+            "cell": plan.spec.cell,
             "block": plan.block,
             "tiles": plan.costs.tiles,
             "overhead": plan.costs.overhead,

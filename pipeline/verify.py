@@ -10,10 +10,11 @@ import zarr
 
 from pipeline.errors import UsageError, WidefieldError
 from pipeline.georef import Georef
-from pipeline.grid import Window
+from pipeline.grid import Window, in_cells
 from pipeline.ledger import BlockRecord, Ledger
 from pipeline.outputs import ASSETS, ITEM, LEDGER, MASK, PLAN, RUN
 from pipeline.plan import Plan
+from pipeline.publish.cells import PublishedPlane
 from pipeline.publish.classes import legend_of
 from pipeline.publish.compare import first_difference
 from pipeline.publish.stac import ASSETS as PUBLISHED
@@ -174,13 +175,20 @@ def _georeference(plan: Plan, folder: Path, notes: list[str]) -> Iterator[str]:
     except WidefieldError as error:
         yield f"{MASK_TIF} cannot be read: {error}"
         return
-    reference = _reference(plan, notes)
-    if shape != (plan.grid.height, plan.grid.width):
-        yield f"{MASK_TIF} has {shape[0]} x {shape[1]} pixels, the scene {plan.grid.height} x {plan.grid.width}"
+    cell = plan.spec.cell
+    reference = _reference(plan, notes).coarser(cell)
+    rows, cols = in_cells(plan.grid.height, plan.grid.width, cell)
+    if shape != (rows, cols):
+        yield f"{MASK_TIF} has {shape[0]} x {shape[1]} pixels, the scene {rows} x {cols}" + _squares(cell)
     wanted = legend_of(plan.spec.classes).nodata
     if nodata != wanted:
         yield f"{MASK_TIF} has nodata {nodata}, not {wanted}"
-    yield from (f"{MASK_TIF} has {difference}" for difference in differences(georef, reference))
+    yield from (f"{MASK_TIF} has {difference}{_squares(cell)}" for difference in differences(georef, reference))
+
+
+def _squares(cell: int) -> str:
+    """What a line about the scene adds where one pixel of the mask stands for many of the scene's."""
+    return "" if cell == 1 else f" (in squares of {cell} px)"
 
 
 def _pixels(plan: Plan, folder: Path) -> Iterator[str]:
@@ -191,7 +199,7 @@ def _pixels(plan: Plan, folder: Path) -> Iterator[str]:
             continue
         legend = legend_of(plan.spec.classes) if plane == "labels" else None
         try:
-            found = first_difference(folder / name, folder / MASK, plane, legend)
+            found = first_difference(folder / name, PublishedPlane(folder / MASK, plane, plan.spec.cell), legend)
         except WidefieldError as error:
             yield str(error)
             continue

@@ -15,15 +15,14 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from models.spec import NODATA, Class
 from pipeline.georef import Georef
+from pipeline.publish.cells import PublishedPlane
 from pipeline.publish.classes import Legend, legend_of, number, rgb
 from pipeline.publish.files import SIDECAR, replacing
 from pipeline.publish.levels import LARGEST_TILE, Put, level_shapes, walk
 from pipeline.publish.pyramid import Halve, Plane, mean_of_four, mode_of_four
 from pipeline.publish.spool import Spool
 from pipeline.publish.tiff import Level, Tag, read_tags, write_tiff
-from pipeline.shards import layout_of
 from pipeline.sources.placement import creation, describe, keep_crs
-from pipeline.store import read_plane
 
 CONFIDENCE_STEPS = 254
 """A stored confidence of 254 is a probability of 1, so that 255 stays nodata."""
@@ -53,21 +52,30 @@ class _Look:
     """What is written in the place of the plane's numbers; None: they themselves."""
 
 
-def _look(plane: str, classes: Sequence[Class]) -> _Look:
+def _look(plane: str, classes: Sequence[Class], cell: int) -> _Look:
     if plane != "labels":
         return _Look(f"{plane}: probability, stored x {CONFIDENCE_STEPS}", mean_of_four, scale=1 / CONFIDENCE_STEPS)
     legend = legend_of(classes)
     palette: dict[int, Colour] = {number(entry): (*rgb(entry), 255) for entry in classes}
     palette[legend.nodata] = (0, 0, 0, 0)
     names = {number(entry): entry.name for entry in classes}
-    return _Look("labels: class of each pixel", mode_of_four, palette=palette, names=names, legend=legend)
+    each = "pixel" if cell == 1 else f"square of {cell} x {cell} pixels of the scene"
+    return _Look(f"labels: class of each {each}", mode_of_four, palette=palette, names=names, legend=legend)
 
 
 def write_cog(
-    mask_store: Path, plane: str, out: Path, *, georef: Georef, classes: Sequence[Class], attribution: str
+    mask_store: Path,
+    plane: str,
+    out: Path,
+    *,
+    georef: Georef,
+    classes: Sequence[Class],
+    attribution: str,
+    cell: int = 1,
 ) -> None:
-    """Write `plane` of `mask_store`, pixel for pixel, as a COG with the georeference of its scene.
+    """Write `plane` of `mask_store`, pixel for pixel, as a COG with the georeference `georef` of its scene.
 
+    With a `cell` above 1, one pixel stands for a square of `cell` pixels, and the georeference is so much coarser.
     Labels are written in the classes' codes, if they have some (see `Legend`), with palette and class names; other
     planes as they are, with their scale and nodata 255. The same store gives the same bytes on the same kind of
     processor. The store is read once; tiles of all levels are compressed as they come, kept in temporary files, and put
@@ -78,18 +86,17 @@ def write_cog(
         OutputError: `out` cannot be written.
         VerifyError: a stored chunk is corrupt.
     """
-    look = _look(plane, classes)
-    layout = layout_of(mask_store / plane)
-    height, width = layout.shape
+    look, pixels = _look(plane, classes, cell), PublishedPlane(mask_store, plane, cell)
+    height, width = pixels.shape
     tile = block_edge(height, width)
     shapes = level_shapes(height, width, tile)
     with replacing(out) as draft, ExitStack() as stack:
-        tags = _template(draft, tile, look, georef, attribution)
+        tags = _template(draft, tile, look, georef.coarser(cell), attribution)
         spools = [stack.enter_context(Spool(draft.parent, _tiles(shape, tile))) for shape in shapes]
         walk(
-            lambda window: read_plane(mask_store, plane, window),
+            pixels.read,
             shapes,
-            chunk=layout.chunk[-1],
+            chunk=pixels.chunk,
             tile=tile,
             halve=look.halve,
             put=_compressing(spools, look.legend),

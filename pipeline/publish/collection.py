@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,14 @@ from pipeline.publish.stac import ITEM, Json
 COLLECTION = "collection.json"
 
 _JSON = "application/json"
-_SUMMARISED = ("processing:expression", "processing:version", "proj:code", "widefield:engine", "license")
+_SUMMARISED = (
+    "processing:expression",
+    "processing:version",
+    "proj:code",
+    "widefield:engine",
+    "widefield:cell",
+    "license",
+)
 """Properties of items of which the collection tells all values."""
 _OWN = frozenset({"href", "file:checksum", "file:size"})
 """Fields of an asset that are different in every item."""
@@ -148,11 +156,10 @@ def _href(entry: _Entry) -> str:
 
 def _description(description: str, entries: Sequence[_Entry]) -> str:
     nowhere = sum(entry.item.get("bbox") is None for entry in entries)
-    if not nowhere:
-        return description
-    return (
-        f"{description}\n\n{nowhere} of {len(entries)} scenes have no place on the Earth; the extent leaves them out."
-    )
+    cells = Counter(cell for entry in entries for cell in entry.values("widefield:cell"))
+    told = [(count, f"have one class a square of {cell} x {cell} pixels") for cell, count in sorted(cells.items())]
+    told += [(nowhere, "have no place on the Earth; the extent leaves them out")] if nowhere else []
+    return "\n\n".join([description, *(f"{count} of {len(entries)} scenes {what}." for count, what in told)])
 
 
 def _box(entries: Sequence[_Entry]) -> list[float]:

@@ -13,8 +13,8 @@ from rasterio.windows import Window as RasterWindow
 
 from pipeline.errors import UnreadableError
 from pipeline.grid import Window
+from pipeline.publish.cells import PublishedPlane
 from pipeline.publish.classes import Legend
-from pipeline.store import read_plane
 
 _ROWS, _COLS = 1024, 8192
 """What is compared at once: whole tiles of the raster."""
@@ -30,8 +30,8 @@ class Difference:
     expected: int
 
 
-def first_difference(raster: Path, mask_store: Path, plane: str, legend: Legend | None) -> Difference | None:
-    """Where the pixels of `raster` are not those of the plane, put into numbers of `legend`; None: nowhere.
+def first_difference(raster: Path, plane: PublishedPlane, legend: Legend | None) -> Difference | None:
+    """Where the pixels of `raster` are not those of `plane`, put into numbers of `legend`; None: nowhere.
 
     Raises:
         UnreadableError: the raster cannot be read, or has another shape.
@@ -41,9 +41,12 @@ def first_difference(raster: Path, mask_store: Path, plane: str, legend: Legend 
         with rasterio.Env(GDAL_CACHEMAX=32 << 20), warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             with rasterio.open(raster, driver="GTiff") as file:
+                rows, cols = plane.shape
+                if (file.height, file.width) != (rows, cols):
+                    raise UnreadableError(f"{raster.name} has {file.height} x {file.width} pixels, not {rows} x {cols}")
                 for window in _windows(file.height, file.width):
                     place = RasterWindow(window.col, window.row, window.width, window.height)
-                    stored = read_plane(mask_store, plane, window)
+                    stored = plane.read(window)
                     expected = stored if legend is None else legend.table[stored]
                     published = file.read(1, window=place)
                     if not np.array_equal(published, expected):

@@ -12,6 +12,7 @@ from urllib.parse import quote
 from models.spec import Class
 from pipeline.errors import OutputError
 from pipeline.georef import Georef
+from pipeline.grid import in_cells
 from pipeline.publish.classes import Legend, label, legend_of, number
 from pipeline.publish.cog import CONFIDENCE_STEPS
 from pipeline.publish.files import write_text
@@ -41,12 +42,23 @@ class Asset:
     role: str
     plane: str | None = None
     """Plane of the mask store that the file shows, for rasters."""
+    squares: str = ""
+    """Title where one pixel stands for a square of `{0}` pixels."""
 
 
 ASSETS: Mapping[str, Asset] = {
-    "mask.tif": Asset("mask", "Class of each pixel", _COG, "data", plane="labels"),
+    "mask.tif": Asset(
+        "mask", "Class of each pixel", _COG, "data", "labels", "Class of each square of {0} x {0} pixels of the scene"
+    ),
     "mask.tif.aux.xml": Asset("names", "Class names as GDAL reads them", "application/xml", "metadata"),
-    "confidence.tif": Asset("confidence", "Probability of each pixel's class", _COG, "data", plane="confidence"),
+    "confidence.tif": Asset(
+        "confidence",
+        "Probability of each pixel's class",
+        _COG,
+        "data",
+        "confidence",
+        "Probability of the class of each square of {0} x {0} pixels of the scene",
+    ),
     "confidence.tif.aux.xml": Asset("place", "CRS that GeoTIFF cannot hold", "application/xml", "metadata"),
     "preview.png": Asset("preview", "Scene, mask and legend", "image/png", "overview"),
     "mask.qml": Asset("style", "QGIS style of the mask", "application/xml", "metadata"),
@@ -65,17 +77,21 @@ def write_item(
     classes: Sequence[Class],
     facts: Mapping[str, Any],
     assets: Sequence[str],
+    cell: int = 1,
 ) -> Path:
     """Write `folder/item.json` over the `assets` (names in `ASSETS`), with the size and checksum each has now.
 
     `facts` is the content of `run.json`: `finished`, `scene`, `bundle`, `engine` and `versions` are used.
+    `georef`, `height` and `width` are the scene's, whose outline is the item's geometry. One pixel of the rasters
+    stands for a square of `cell` pixels: shape, transform, box and resolution are those of the rasters.
     A scene without a place on the Earth gets a null geometry and no bounding box, as STAC asks.
 
     Raises:
         OutputError: an asset is missing, or the item cannot be written.
     """
-    ring, resolution = georef.footprint(height, width), georef.resolution(height, width)
+    ring, raster, shape = georef.footprint(height, width), georef.coarser(cell), in_cells(height, width, cell)
     geometry, bbox = (geojson(ring) if ring else None) or (None, None)
+    told = _Told(raster, raster.resolution(*shape), classes, cell)
     item: Json = {
         "type": "Feature",
         "stac_version": "1.1.0",
@@ -83,11 +99,9 @@ def write_item(
         "id": id,
         "geometry": geometry,
         **({"bbox": bbox} if bbox else {}),
-        "properties": _properties(facts) | _place(georef, height, width),
+        "properties": _properties(facts) | ({} if cell == 1 else {"widefield:cell": cell}) | _place(raster, *shape),
         "links": _links(facts),
-        "assets": {
-            ASSETS[name].key: _asset(folder / name, ASSETS[name], georef, resolution, classes) for name in assets
-        },
+        "assets": {ASSETS[name].key: _asset(folder / name, ASSETS[name], told) for name in assets},
     }
     write_text(folder / ITEM, json.dumps(item, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     return folder / ITEM
@@ -137,19 +151,32 @@ def _urn(digest: str) -> str:
     return f"urn:sha256:{digest}"
 
 
-def _asset(path: Path, asset: Asset, georef: Georef, resolution: float | None, classes: Sequence[Class]) -> Json:
+@dataclass(frozen=True)
+class _Told:
+    """What is said of rasters."""
+
+    georef: Georef
+    """Of the rasters."""
+    resolution: float | None
+    """Metres of a pixel of the rasters."""
+    classes: Sequence[Class]
+    cell: int
+    """Edge of what one pixel stands for, in pixels of the scene."""
+
+
+def _asset(path: Path, asset: Asset, told: _Told) -> Json:
     fields: Json = {
         "href": f"./{path.name}",
-        "title": asset.title,
+        "title": asset.title if told.cell == 1 else asset.squares.format(told.cell) or asset.title,
         "type": asset.media_type,
         "roles": [asset.role],
         **_checksum(path),
     }
     if asset.plane is not None:
-        legend = legend_of(classes if asset.plane == "labels" else ())
-        fields |= _raster(asset.plane, legend, georef, resolution)
+        legend = legend_of(told.classes if asset.plane == "labels" else ())
+        fields |= _raster(asset.plane, legend, told)
     if asset.plane == "labels":
-        fields["classification:classes"] = _classes(classes)
+        fields["classification:classes"] = _classes(told.classes)
     return fields
 
 
@@ -162,14 +189,14 @@ def _checksum(path: Path) -> Json:
         raise OutputError(f"{path} is to be published but cannot be read: {error}. Run again to write it") from error
 
 
-def _raster(plane: str, legend: Legend, georef: Georef, resolution: float | None) -> Json:
+def _raster(plane: str, legend: Legend, told: _Told) -> Json:
     scale: Json = {} if plane == "labels" else {"raster:scale": 1 / CONFIDENCE_STEPS, "raster:offset": 0}
-    ground: Json = {} if resolution is None else {"raster:spatial_resolution": resolution}
+    ground: Json = {} if told.resolution is None else {"raster:spatial_resolution": told.resolution}
     return {
         "data_type": legend.dtype,
         "nodata": legend.nodata,
         "bands": [{"name": plane}],
-        "raster:sampling": "point" if georef.pixel_is_point else "area",
+        "raster:sampling": "point" if told.georef.pixel_is_point else "area",
         **scale,
         **ground,
     }
