@@ -2,7 +2,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: setup demo lint test test-nasty bench clean
+PUBLIC := torchvision==0.29.1 timm==1.0.31 segmentation-models-pytorch==0.6.0 facenet-pytorch==2.6.0 \
+	pretrainedmodels==0.7.4
+PUBLIC_NEEDS := munch tqdm requests urllib3 charset-normalizer idna certifi huggingface-hub httpx2 httpcore2 truststore
+
+.PHONY: setup demo lint test test-nasty parity bench clean
 
 setup: .venv/.done  ## a virtual environment with pinned versions and this project in it
 
@@ -25,6 +29,10 @@ test: lint  ## everything that CI runs
 
 test-nasty: setup  ## every file of the nasty archive, in processes of their own; writes docs/nasty.md
 	$(BIN)/python -m tests.nasty
+
+parity: setup  ## our Inception networks beside the public packages with the same weights: not one bit may differ
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/parity $(PUBLIC) $(PUBLIC_NEEDS)
+	PYTHONPATH=build/parity $(BIN)/python -m pytest -rA tests/test_public_packages.py
 
 bench: setup  ## every figure of docs/performance.md: Markdown, and JSON in runs/bench.json
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,bench]"
