@@ -37,23 +37,28 @@ def confusion(labels: NDArray[np.uint8], predictions: NDArray[np.uint8], classes
 def scores(counts: Counts, names: Sequence[str]) -> dict[str, object]:
     """Scores of each class and over all, as JSON takes them; None where a score is 0/0.
 
-    `iou`, `f1`, `precision`, `recall` by class name; `mean_iou` over the classes that have one; `accuracy`; `pixels`.
+    `iou`, `f1`, `precision`, `recall` by class name; `mean_iou` and `mean_f1` over the classes that have one;
+    `accuracy`; `pixels`, or whatever was counted.
     """
     hit = counts.diagonal()
     true, predicted, total = counts.sum(1), counts.sum(0), int(counts.sum())
     iou = list(map(_ratio, hit, true + predicted - hit))
-    seen = [value for value in iou if value is not None]
+    f1 = [_ratio(2 * h, t + p) for h, t, p in zip(hit, true, predicted, strict=True)]
     return {
         "iou": dict(zip(names, iou, strict=True)),
-        "f1": dict(
-            zip(names, (_ratio(2 * h, t + p) for h, t, p in zip(hit, true, predicted, strict=True)), strict=True)
-        ),
+        "f1": dict(zip(names, f1, strict=True)),
         "precision": dict(zip(names, map(_ratio, hit, predicted), strict=True)),
         "recall": dict(zip(names, map(_ratio, hit, true), strict=True)),
-        "mean_iou": sum(seen) / len(seen) if seen else None,
+        "mean_iou": _mean(iou),
+        "mean_f1": _mean(f1),
         "accuracy": _ratio(hit.sum(), total),
         "pixels": total,
     }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _ratio(part: int, whole: int) -> float | None:

@@ -123,6 +123,9 @@ class ModelSpec(Value):
             raise ValueError(f"cell is {self.cell}: a classifier has patches of several pixels, a segmenter has cell 1")
         if self.cell > 1 and (self.stride != self.cell or self.halo):
             raise ValueError(f"stride {self.stride}, halo {self.halo}: a classifier's are its cell, {self.cell}, and 0")
+        if self.cell > 1 and self.tiles[0] < 2 * self.cell:
+            # The rim of a scene is filled by reflection, which needs more than what is left of its last square.
+            raise ValueError(f"tile {self.tiles[0]}: a classifier needs tiles of two cells of {self.cell} at least")
         if list(self.tiles) != sorted(set(self.tiles)):
             raise ValueError(f"tiles are {self.tiles}: they must ascend")
         for edge in (*self.tiles, self.halo):

@@ -291,7 +291,7 @@ def _sizes(config: TrainConfig) -> dict[str, Any]:
     """Tiles and halo of a segmenter; a classifier's follow from its patch."""
     if config.task == "segment":
         return {"halo": config.halo, "tiles": config.tiles}
-    tiles = tuple(config.crop * count for count in (1, 2, 4) if count == 1 or config.crop * count <= LARGEST_PATCHES)
+    tiles = tuple(config.crop * count for count in (2, 4, 8) if count == 2 or config.crop * count <= LARGEST_PATCHES)
     return {"halo": 0, "tiles": tiles, "stride": config.crop, "cell": config.crop}
 
 

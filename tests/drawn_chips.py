@@ -4,13 +4,18 @@ import numpy as np
 import zarr
 
 
-def draw_chips(path, *, count=6, edge=64, bands=3, dtype="uint8", seed=0, invalid_value=None):
-    """Every third chip is for validation. With `invalid_value`, the left quarter of each chip is invalid."""
+def draw_chips(path, *, count=6, edge=64, bands=3, dtype="uint8", seed=0, invalid_value=None, task="segment"):
+    """Every third chip is for validation. With `invalid_value`, the left quarter of each chip is invalid.
+
+    Chips to classify are bright all over (class 1) or not, in turn.
+    """
     rng = np.random.default_rng(seed)
     labels = np.zeros((count, edge, edge), np.uint8)
     for chip in labels:
         row, col = rng.integers(0, edge // 2, 2)
         chip[row : row + edge // 3, col : col + edge // 3] = 1
+    if task == "classify":
+        labels[:] = (np.arange(count) // 2 % 2)[:, None, None]
     pixels = (rng.integers(0, 100, (count, bands, edge, edge)) + 100 * labels[:, None]).astype(dtype)
     valid = np.ones_like(labels)
     if invalid_value is not None:
@@ -30,6 +35,7 @@ def draw_chips(path, *, count=6, edge=64, bands=3, dtype="uint8", seed=0, invali
             "classes": [{"id": 0, "name": "ground"}, {"id": 1, "name": "square"}],
             "chips": chips,
             "seed": seed,
+            "task": task,
             "resolution": None,
         }
     )

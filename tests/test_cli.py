@@ -264,7 +264,7 @@ def test_a_wrong_argument_is_one_line_and_exit_2(segment, scene, arguments, says
         (["--class", "a", "--labels", "/none"], "--labels /none: no such file"),
         (["--class", "a=red", "--class", "b=#00FF00"], "give every class a colour"),
         (["--class", "a=#FF0000:111", "--class", "b=#00FF00"], "give every class a code"),
-        (["--class", "a", "--decoder", "1,2"], "got 2 numbers, 5 are needed"),
+        (["--class", "a", "--decoder-channels", "1,2"], "got 2 numbers, 5 are needed"),
         (["--class", "a", "--split", "/none.csv"], "cannot be read"),
         (["--class", "a", "--card", "/none.md"], "cannot be read"),
     ],

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from models.losses import segmentation_loss
+from models.losses import classification_loss, segmentation_loss
 
 
 def draw(seed=0):
@@ -48,3 +48,15 @@ def test_a_batch_without_labels_costs_nothing_and_stays_finite():
     loss.backward()
     assert loss.item() == 0
     assert logits.grad.abs().max() == 0
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weights", [None, torch.tensor([0.5, 2.0, 1.0])])
+def test_weights_and_smoothing_are_torchs_for_pixels_and_images(weights, smoothing):
+    logits, labels = draw()
+    keys = {"weight": weights, "label_smoothing": smoothing, "ignore_index": 255}
+    ours = segmentation_loss(logits, labels, dice=0, weights=weights, smoothing=smoothing)
+    torch.testing.assert_close(ours, functional.cross_entropy(logits, labels.long(), **keys))
+    flat, images = logits.movedim(1, -1).reshape(-1, 3), labels.reshape(-1)
+    ours = classification_loss(flat, images, weights=weights, smoothing=smoothing)
+    torch.testing.assert_close(ours, functional.cross_entropy(flat, images.long(), **keys))

@@ -17,6 +17,7 @@ def test_scores_of_a_drawn_case():
         "precision": {"a": 2 / 3, "b": 2 / 3},
         "recall": {"a": 2 / 3, "b": 2 / 3},
         "mean_iou": 0.5,
+        "mean_f1": 2 / 3,
         "accuracy": 2 / 3,
         "pixels": 6,
     }

@@ -6,9 +6,10 @@ import torch
 from drawn_chips import draw_chips
 
 from models.bundle import load_metrics, load_module, load_probes
+from models.config import TrainConfig
 from models.dataset import open_chips
 from models.errors import TrainingError
-from models.train import TrainConfig, train, validate
+from models.train import class_weights, train, validate
 
 
 @pytest.fixture
@@ -108,3 +109,79 @@ def test_training_leaves_torchs_settings_as_they_were(config):
 def test_settings_that_cannot_be_are_refused():
     with pytest.raises(TrainingError, match="batch is 0: it must be at least 1"):
         TrainConfig(chips="c", out="o", batch=0)
+
+
+def classifying(config, tmp_path, **changes):
+    chips = draw_chips(tmp_path / "images.zarr", task="classify", count=12)
+    return replace(config, **{"chips": chips, "crop": 64, "task": "classify", "out": tmp_path / "classes", **changes})
+
+
+def test_a_trained_classifier_is_a_bundle_of_patches(config, tmp_path):
+    bundle = train(classifying(config, tmp_path))
+    spec, val = bundle.spec, load_metrics(bundle)["val"]
+    assert (spec.architecture.decoder, spec.cell, spec.stride, spec.halo) == (None, 64, 64, 0)
+    assert spec.tiles == (128, 256, 512)
+    assert load_module(bundle)(torch.zeros(2, 3, 64, 64)).shape == (2, 2)
+    assert val["pixels"] == 4
+    assert sum(map(sum, val["confusion"])) == 4
+    assert "4 images" in (bundle.path / "README.md").read_text()
+
+
+def test_auxiliary_heads_serve_the_training_alone(config, tmp_path):
+    lines = []
+    bundle = train(classifying(config, tmp_path, aux=True), lines.append)
+    plain = train(classifying(config, tmp_path, aux=False, out=tmp_path / "plain"))
+    assert not [name for name in load_module(bundle).state_dict() if name.startswith("aux")]
+    assert bundle.digest != plain.digest
+    with pytest.raises(TrainingError, match="auxiliary heads are those of classifiers"):
+        replace(config, aux=True)
+
+
+def test_a_frozen_encoder_keeps_its_weights_and_statistics(config, tmp_path):
+    first = train(config)
+    frozen = train(replace(config, out=tmp_path / "frozen", encoder_from=first.path, freeze=4, seed=1))
+    tuned = train(replace(config, out=tmp_path / "tuned", encoder_from=first.path, freeze=2, encoder_rate=0.5))
+    before, after, moved = (load_module(b).encoder.state_dict() for b in (first, frozen, tuned))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not torch.equal(before["conv1.conv.weight"], moved["conv1.conv.weight"])
+    assert frozen.spec.bands == first.spec.bands
+    assert load_metrics(frozen)["training"]["encoder_from"] == {"name": "bundle", "digest": first.digest}
+
+
+def test_a_classifier_starts_from_the_encoder_of_a_segmenter(config, tmp_path):
+    segmenter = train(config)
+    bundle = train(classifying(config, tmp_path, encoder_from=segmenter.path, freeze=4))
+    theirs, ours = load_module(segmenter).encoder.state_dict(), load_module(bundle).encoder.state_dict()
+    assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
+
+
+def test_a_start_of_another_network_is_refused_with_both_named(config, tmp_path):
+    first = train(config)
+    with pytest.raises(TrainingError, match=r"has encoder inception_v1, this training inception_v3"):
+        train(replace(config, out=tmp_path / "x", encoder="inception_v3", encoder_from=first.path))
+    (tmp_path / "mine.pth").write_bytes(b"")
+    with pytest.raises(TrainingError, match="the name of no published weights"):
+        train(replace(config, out=tmp_path / "x", encoder_from=tmp_path / "mine.pth"))
+
+
+def test_chips_of_the_other_task_are_refused(config, tmp_path):
+    with pytest.raises(TrainingError, match="holds chips to classify: make chips to segment"):
+        train(replace(classifying(config, tmp_path), task="segment"))
+    with pytest.raises(TrainingError, match="images are classified whole, and have 64 pixels"):
+        train(replace(classifying(config, tmp_path), crop=32))
+
+
+def test_balanced_weights_are_the_inverse_shares(config):
+    chips = open_chips(config.chips)
+    labels = chips.labels[chips.indices("train")]
+    shares = torch.tensor([(labels == k).mean() for k in (0, 1)])
+    torch.testing.assert_close(class_weights(chips).double(), 1 / (2 * shares))
+    assert train(replace(config, class_weights="balanced", label_smoothing=0.1)).digest != train(config).digest
+
+
+def test_a_pyramid_on_a_residual_encoder_trains_into_a_bundle(config):
+    bundle = train(
+        replace(config, encoder="inception_resnet_v2", decoder="fpn", decoder_channels=(), output_stride=4, steps=1)
+    )
+    assert bundle.spec.architecture.decoder_channels == (128, 64)
+    assert load_module(bundle)(torch.zeros(1, 3, 70, 65)).shape == (1, 2, 70, 65)

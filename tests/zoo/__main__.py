@@ -1,0 +1,30 @@
+"""Measure the networks: `python -m tests.zoo encoders|decoders|transfer|engines|tables [--out FOLDER]`.
+
+Trainings and measurements are kept in FOLDER and not made twice; `tables` writes them into docs/models.md. All of it
+takes about two hours on two cores. WIDEFIELD_DATA names the folder of real imagery.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+from tests.zoo.segmenters import train_decoders, train_encoders
+from tests.zoo.transfer import train_transfer
+
+STEPS = {"encoders": train_encoders, "decoders": train_decoders, "transfer": train_transfer}
+
+
+def main() -> None:
+    """Do the steps that are named, in the order in which they need each other."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("steps", nargs="*", choices=[*STEPS, []], default=list(STEPS))
+    parser.add_argument("--out", type=Path, default=Path("runs/zoo"))
+    chosen = parser.parse_args()
+    data = Path(os.environ.get("WIDEFIELD_DATA", "../shared/data"))
+    for name, step in STEPS.items():
+        if name in chosen.steps:
+            step(data.resolve(), chosen.out.resolve())
+
+
+if __name__ == "__main__":
+    main()
