@@ -4,21 +4,27 @@ pixels, valid, scale, offset ──► value = stored * scale + offset ──►
                                              invalid pixels: 0, the mean ──┘             labels, confidence ◄┘
 """
 
-import copy
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models.bundle import Bundle, load_module
 from models.classifier import Patches
-from models.errors import EngineError
+from models.rewrite import Rewrite, fold_norms, fold_scales, rewritten, share_leads
 from models.spec import ModelSpec
 
 CONFIDENCE = 254
 """Level of certainty: 255 stays nodata."""
+
+COMPILED: tuple[Rewrite, ...] = (fold_norms, fold_scales)
+"""What pays in a graph that is exported: a compiler joins no branches better for having them joined before.
+
+OpenVINO 2026.4 with `share_leads`, 512x512 pixels, two cores, fp32 and bf16, times as fast as without: Inception v1
+0.99 and 1.00, v3 0.99 and 0.96, v4 1.02 and 1.00, Inception-ResNet v2 1.00 and 1.00.
+"""
+EAGER: tuple[Rewrite, ...] = (*COMPILED, share_leads)
+"""What pays where PyTorch runs the network as it stands: `tests.bench encoders` measures it."""
 
 
 class Serve(nn.Module):
@@ -63,9 +69,10 @@ def serve_network(network: nn.Module, spec: ModelSpec) -> Serve:
     return Serve(network, mean, std, spec.planes).eval()
 
 
-def served(bundle: Bundle) -> Serve:
-    """What is compiled: the bundle's network in fp32, its batch normalisation folded into the convolutions."""
-    return serve_network(folded(load_module(bundle), len(bundle.spec.bands)), bundle.spec)
+def served(bundle: Bundle, rewrites: Sequence[Rewrite] = COMPILED) -> Serve:
+    """What is compiled: the bundle's network in fp32 after `rewrites`, which leave its logits alone."""
+    network = rewritten(load_module(bundle), len(bundle.spec.bands), rewrites)
+    return serve_network(network, bundle.spec)
 
 
 def folded(network: nn.Module, bands: int) -> nn.Module:
@@ -76,33 +83,4 @@ def folded(network: nn.Module, bands: int) -> nn.Module:
     Raises:
         EngineError: it does not.
     """
-    network = copy.deepcopy(network).eval()
-    exact, original = copy.deepcopy(network).double(), copy.deepcopy(network).double()
-    _fold(network)
-    _fold(exact)
-    x = torch.randn(1, bands, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        expected, found = original(x), exact(x)
-    if not torch.allclose(expected, found, rtol=1e-9, atol=1e-9 * float(expected.abs().max())):
-        raise EngineError(
-            "folding batch normalisation changes this network: each BatchNorm2d must stand right behind the "
-            "convolution that it normalises"
-        )
-    return network
-
-
-def _fold(network: nn.Module) -> None:
-    for parent, first, second in _pairs(network):
-        conv, norm = getattr(parent, first), getattr(parent, second)
-        setattr(parent, first, fuse_conv_bn_eval(conv, norm, transpose=isinstance(conv, nn.ConvTranspose2d)))
-        setattr(parent, second, nn.Identity())
-
-
-def _pairs(network: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
-    """Parent and names of each convolution that is followed by a batch normalisation of its channels."""
-    for parent in list(network.modules()):
-        children = list(parent.named_children())
-        for (first, conv), (second, norm) in pairwise(children):
-            convolution = isinstance(conv, nn.Conv2d | nn.ConvTranspose2d)
-            if convolution and isinstance(norm, nn.BatchNorm2d) and norm.num_features == conv.out_channels:
-                yield parent, first, second
+    return rewritten(network, bands, [fold_norms])

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from models.errors import EngineError
 
-ENGINE_FORMAT = 1
+ENGINE_FORMAT = 2
 """Version of the served graph and of its gate: raised whenever either changes what an engine returns or promises."""
 
 SLOTS = 2

@@ -8,13 +8,13 @@ import torch
 
 from models.bundle import Bundle
 from models.engines.base import Batch, EngineRecord, Planes, overlapped, padded
-from models.serve import Serve, served
+from models.serve import EAGER, Serve, served
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class TorchEngine:
-    """The folded network, channels last, run by one thread with `threads` helpers."""
+    """The rewritten network, channels last, run by one thread with `threads` helpers."""
 
     def __init__(self, record: EngineRecord, bundle: Bundle) -> None:
         self.record = record
@@ -27,8 +27,7 @@ class TorchEngine:
 
     def _load(self, bundle: Bundle) -> Serve:
         torch.set_num_threads(self.record.threads)
-        serve = served(bundle)
-        return laid_out(serve, self.record.precision)
+        return laid_out(served(bundle, EAGER), self.record.precision)
 
     def _start(self, batch: Batch) -> Callable[[], Planes]:
         running = self._pool.submit(self._run, padded(batch, self.record))

@@ -232,5 +232,6 @@ class ResidualModule(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> the same shape."""
-        x = x + self.scale * self.conv2d(self.branches(x))
+        projected = self.conv2d(self.branches(x))
+        x = x + (projected if self.scale == 1 else self.scale * projected)
         return x if self.linear else functional.relu(x, inplace=True)
