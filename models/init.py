@@ -1,10 +1,21 @@
-"""Glorot-normal initialisation, the default for training from scratch.
+"""Glorot-normal initialisation (Glorot & Bengio 2010), the default for training from scratch.
 
 Each convolution and linear layer draws its weights from a normal distribution with deviation
-`sqrt(2 / (fan_in + fan_out))` and starts with bias 0; each batch normalisation is the identity (1 and 0).
-With batch normalisation the scale does not change what a layer computes, only the size of its effective steps (first
-layers move fast): training starts with a warm-up.
-Without it, activations shrink layer by layer (0.20 to 0.02 of their scale through Inception v1).
+`sqrt(2 / (fan_in + fan_out))` and starts with bias 0; each batch normalisation is the identity (1 and 0). Two variants:
+the plain normal, as PyTorch's `xavier_normal_` has it, and Keras's, cut off at two deviations and widened so that the
+deviation stays (without the widening, which is often forgotten, 12 % of it would be lost).
+
+With batch normalisation the scale of the weights does not change what a layer computes, since `BN(aWu) = BN(Wu)`; it
+only sets the size of the effective step, which grows as 1/|w|^2. Measured on Inception v3 (192 pixels, batch 4), logits
+have a deviation of 0.48 against 0.59 with He's initialisation, but the first convolution's gradient is 138 times its
+weights instead of 14: it moves ten times as far in a step. So training starts with a warm-up (`TrainConfig.warmup`).
+Before any training, in eval mode, the logits are as good as constant (6e-4): running statistics of 0 and 1 normalise
+nothing.
+
+Without batch normalisation (`inception_v1` with `bn=False`) nothing restores the scale, and each ReLU halves the mean
+square: the outputs of GoogLeNet's convolutions have deviations of 0.20, 0.056 and 0.022 from the first to the last,
+and logits 0.01. That trains, slowly at first: the Caffe model of GoogLeNet was trained from Glorot's ("xavier") weights.
+He's gain of sqrt(2) keeps the scale (here it even grows, to 4.4); it is no longer Glorot's, and not offered here.
 """
 
 import math

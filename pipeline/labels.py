@@ -23,7 +23,8 @@ from pipeline.scene import Scene, SceneAddress, open_scene
 IGNORE = 255
 """The label of a pixel that belongs to no class: outside the labels, at their nodata, or invalid in the scene."""
 
-_RASTERS = (".tif", ".tiff")
+_RASTERS = (".tif", ".tiff", ".png")
+_IMAGES = (*_RASTERS, ".jpg", ".jpeg", ".jp2")
 _VECTORS = (".geojson", ".gpkg", ".json", ".fgb", ".shp")
 _GRID_TOLERANCE = 1e-2
 """Share of a pixel by which a label raster may lie off the scene's grid."""
@@ -39,13 +40,13 @@ class Labels(Protocol):
 
 
 def list_images(path: Path) -> list[Path]:
-    """The TIFFs of a folder that are not labels, by name; or the one file that is given."""
+    """The images of a folder that are not labels, by name; or the one file that is given."""
     if not path.is_dir():
         return [path]
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in _RASTERS)
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in _IMAGES)
     images = [file for file in files if not file.stem.endswith("-labels")]
     if not images:
-        raise SceneError(f"{path} holds no .tif")
+        raise SceneError(f"{path} holds no image: looked for {', '.join(_IMAGES)}")
     return images
 
 

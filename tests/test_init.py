@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from models.inception import create_encoder
+from models.classifier import create_classifier
+from models.inception import ENCODERS, create_encoder
 from models.init import glorot_normal_
+from models.segmenter import create_segmenter
 
 
 @pytest.mark.parametrize("truncated", [False, True])
@@ -47,3 +49,24 @@ def test_a_seeded_network_repeats_whatever_the_global_generator_does():
     other = glorot_normal_(create_encoder("inception_v1", width=0.25), seed=6).state_dict()
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["conv1.conv.weight"], other["conv1.conv.weight"])
+
+
+@pytest.mark.parametrize("truncated", [False, True])
+@pytest.mark.parametrize(
+    "network",
+    [
+        *(create_classifier(name, classes=5, width=0.5) for name in ENCODERS),
+        create_segmenter("inception_v1", 3, width=0.5),
+        create_segmenter("inception_v1", 3, width=0.5, decoder="fpn", output_stride=4),
+    ],
+    ids=[*ENCODERS, "unet", "fpn"],
+)
+def test_every_layer_of_a_network_has_glorots_deviation(network, truncated):
+    layers = [m for m in glorot_normal_(network, truncated=truncated, seed=1).modules() if hasattr(m, "weight")]
+    kernels = [m.weight for m in layers if m.weight.ndim > 1]
+    for weight in kernels:
+        outputs, inputs, *window = weight.shape
+        wanted = math.sqrt(2 / ((inputs + outputs) * math.prod(window)))
+        assert weight.std().item() == pytest.approx(wanted, rel=4.5 / math.sqrt(2 * weight.numel()) + 1e-4)
+    assert len(kernels) > 20
+    assert all(m.bias is None or m.bias.abs().max() == 0 for m in layers)

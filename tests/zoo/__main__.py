@@ -8,16 +8,18 @@ import argparse
 import os
 from pathlib import Path
 
+from tests.zoo.engines import export_graphs, measure_engines
 from tests.zoo.segmenters import train_decoders, train_encoders
 from tests.zoo.transfer import train_transfer
 
 STEPS = {"encoders": train_encoders, "decoders": train_decoders, "transfer": train_transfer}
+STEPS |= {"graphs": export_graphs, "engines": measure_engines}
 
 
 def main() -> None:
     """Do the steps that are named, in the order in which they need each other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("steps", nargs="*", choices=[*STEPS, []], default=list(STEPS))
+    parser.add_argument("steps", nargs="*", choices=STEPS, default=list(STEPS))
     parser.add_argument("--out", type=Path, default=Path("runs/zoo"))
     chosen = parser.parse_args()
     data = Path(os.environ.get("WIDEFIELD_DATA", "../shared/data"))

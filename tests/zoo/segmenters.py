@@ -34,13 +34,16 @@ def encoder_runs(folder: Path) -> list[Run]:
     return [Run(f"{encoder}-unet", (*shared, "--encoder", encoder)) for encoder in ENCODERS]
 
 
-def decoder_runs(folder: Path) -> list[Run]:
-    """One for each decoder and output stride, with each of `COMPARED`; half as long."""
-    shared = ("--images", str(folder), "--labels", str(folder), *BUDGET, "--steps", "75")
+def decoder_runs(folder: Path, runs: Path) -> list[Run]:
+    """One for each decoder and output stride on the frozen encoders of `COMPARED`, which were trained with a U-Net."""
+    shared = ("--images", str(folder), "--labels", str(folder), *BUDGET, "--steps", "75", "--freeze", "75")
     return [
         Run(
             f"{encoder}-{decoder}-{stride}",
-            (*shared, "--encoder", encoder, "--decoder", decoder, "--output-stride", str(stride)),
+            (
+                *(*shared, "--encoder", encoder, "--encoder-from", str(runs / f"{encoder}-unet")),
+                *("--decoder", decoder, "--output-stride", str(stride)),
+            ),
         )
         for encoder in COMPARED
         for decoder in ("unet", "fpn")
@@ -54,5 +57,5 @@ def train_encoders(data: Path, out: Path) -> None:
 
 
 def train_decoders(data: Path, out: Path) -> None:
-    """Everything that the table of decoders is made of."""
-    train(decoder_runs(scenes(data, out)), out / "runs")
+    """Everything that the table of decoders is made of; needs the encoders."""
+    train(decoder_runs(scenes(data, out), out / "runs"), out / "runs")
