@@ -14,8 +14,8 @@ nothing.
 
 Without batch normalisation (`inception_v1` with `bn=False`) nothing restores the scale, and each ReLU halves the mean
 square: the outputs of GoogLeNet's convolutions have deviations of 0.20, 0.056 and 0.022 from the first to the last,
-and logits 0.01. That trains, slowly at first: the Caffe model of GoogLeNet was trained from Glorot's ("xavier") weights.
-He's gain of sqrt(2) keeps the scale (here it even grows, to 4.4); it is no longer Glorot's, and not offered here.
+and logits 0.01. That trains, slowly at first: Caffe's GoogLeNet was trained from Glorot's ("xavier") weights. He's
+gain of sqrt(2) keeps the scale (here it even grows, to 4.4); it is no longer Glorot's, and not offered here.
 """
 
 import math

@@ -1,6 +1,7 @@
 """Where a training starts: Glorot's normal, and for the encoder a bundle or public weights."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,9 @@ Network = Segmenter | Classifier
 
 
 def initialise(module: Network, config: TrainConfig) -> Network:
-    """Give every layer its first weights, in place.
+    """Give every layer its first weights, in place, as a settled configuration says.
 
     Raises:
-        TrainingError: the encoder that the configuration starts from is another one.
         WeightsError: public weights do not fit, or cannot be read.
     """
     glorot_normal_(module, truncated=config.init == "glorot-truncated", seed=config.seed)
@@ -32,14 +32,29 @@ def initialise(module: Network, config: TrainConfig) -> Network:
     return module
 
 
+def settled(config: TrainConfig) -> TrainConfig:
+    """The configuration with the encoder's options that its start has, where it says nothing of them itself.
+
+    Raises:
+        TrainingError: the encoder that it starts from is another one, or unknown.
+    """
+    start = config.encoder_from
+    if start is None:
+        return config
+    if not start.is_dir():
+        return replace(config, variant={**_published(start, config).variant, **config.variant})
+    bundle = open_bundle(start)
+    config = replace(config, variant={**bundle.spec.architecture.variant, **config.variant})
+    _check_architecture(bundle, config)
+    return config
+
+
 def _load_encoder(module: Network, config: TrainConfig, start: Path) -> None:
     if not start.is_dir():
         published = _published(start, config)
         load_public(module.encoder, start, source=published.source, head=False)
         return
-    bundle = open_bundle(start)
-    _check_architecture(bundle, config)
-    state = load_module(bundle).encoder.state_dict()
+    state = load_module(open_bundle(start)).encoder.state_dict()
     first = next(name for name, tensor in state.items() if tensor.ndim == 4)
     state[first] = adapted(state[first], module.encoder.state_dict()[first].shape[1])
     module.encoder.load_state_dict(state)

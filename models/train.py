@@ -30,7 +30,7 @@ from models.errors import TrainingError
 from models.network import network_from_spec
 from models.objective import Objective
 from models.spec import Architecture, Band, Class, ModelSpec
-from models.start import Network, freeze, initialise, parameter_groups, start_digest, starting_bands
+from models.start import Network, freeze, initialise, parameter_groups, settled, start_digest, starting_bands
 
 PALETTE = ("#3B4252", "#E4572E", "#17BEBB", "#FFC914", "#76B041", "#8E6C8A", "#2E86AB", "#F18F01")
 """Colours of classes that the configuration gives none."""
@@ -53,7 +53,7 @@ def train(config: TrainConfig, report: Report = lambda _: None) -> Bundle:
     Raises:
         TrainingError: no chips, a loss that is not finite, or a checkpoint of another configuration in OUT.
     """
-    chips = open_chips(config.chips)
+    chips, config = open_chips(config.chips), settled(config)
     check_task(config, chips)
     measured = measure_bands(chips, chips.indices("train"), config.units)
     spec = make_spec(config, chips, starting_bands(measured, config))

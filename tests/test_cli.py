@@ -16,7 +16,7 @@ from filelock import FileLock
 from pipeline.plan import Plan
 from pipeline.workshop import alone
 
-COMMANDS = ("plan", "segment", "train", "evaluate", "verify", "clean")
+COMMANDS = ("plan", "segment", "train", "evaluate", "verify", "clean", "weights")
 TILED = {"tiled": True, "blockxsize": 128, "blockysize": 128}
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 from drawn_chips import draw_chips
+from drawn_weights import PUBLIC_KEYS, draw_state
 
 from models.bundle import load_metrics, load_module, load_probes
 from models.config import TrainConfig
@@ -185,3 +186,20 @@ def test_a_pyramid_on_a_residual_encoder_trains_into_a_bundle(config):
     )
     assert bundle.spec.architecture.decoder_channels == (128, 64)
     assert load_module(bundle)(torch.zeros(1, 3, 70, 65)).shape == (1, 2, 70, 65)
+
+
+def test_public_weights_bring_their_variant_and_their_normalisation(config, tmp_path):
+    file = tmp_path / "googlenet-1378be20.pth"
+    torch.save(draw_state(PUBLIC_KEYS["tv_googlenet"]), file)
+    bundle = train(replace(config, width=1.0, encoder_from=file, freeze=1, steps=1, storage="fp32"))
+    assert bundle.spec.architecture.variant == {"kernel5": 3}
+    assert [(band.mean, band.std) for band in bundle.spec.bands] == [(127.5, 127.5)] * 3
+    stored = load_module(bundle).encoder.state_dict()["inception5b.branch1.conv.weight"]
+    assert torch.equal(stored, draw_state(PUBLIC_KEYS["tv_googlenet"])["inception5b.branch1.conv.weight"].float())
+
+
+def test_public_weights_of_another_network_are_refused(config, tmp_path):
+    file = tmp_path / "googlenet-1378be20.pth"
+    file.touch()
+    with pytest.raises(TrainingError, match="holds weights of inception_v1, this training is of inception_v4"):
+        train(replace(config, encoder="inception_v4", encoder_from=file))
