@@ -20,16 +20,19 @@ from models.spec import Architecture, Band
 Network = Segmenter | Classifier
 
 
-def initialise(module: Network, config: TrainConfig) -> Network:
-    """Give every layer its first weights, in place, as a settled configuration says.
+def initialise(module: Network, config: TrainConfig) -> str:
+    """Give every layer its first weights, in place, as a settled configuration says; tells what the encoder took.
 
     Raises:
         WeightsError: public weights do not fit, or cannot be read.
     """
     glorot_normal_(module, truncated=config.init == "glorot-truncated", seed=config.seed)
-    if config.encoder_from is not None:
-        _load_encoder(module, config, config.encoder_from)
-    return module
+    start = config.encoder_from
+    if start is None:
+        return "nothing: from Glorot's normal"
+    if not start.is_dir():
+        return str(load_public(module.encoder, start, source=_published(start, config).source, head=False))
+    return _load_bundle(module, open_bundle(start))
 
 
 def settled(config: TrainConfig) -> TrainConfig:
@@ -49,15 +52,12 @@ def settled(config: TrainConfig) -> TrainConfig:
     return config
 
 
-def _load_encoder(module: Network, config: TrainConfig, start: Path) -> None:
-    if not start.is_dir():
-        published = _published(start, config)
-        load_public(module.encoder, start, source=published.source, head=False)
-        return
-    state = load_module(open_bundle(start)).encoder.state_dict()
+def _load_bundle(module: Network, bundle: Bundle) -> str:
+    state = load_module(bundle).encoder.state_dict()
     first = next(name for name, tensor in state.items() if tensor.ndim == 4)
     state[first] = adapted(state[first], module.encoder.state_dict()[first].shape[1])
     module.encoder.load_state_dict(state)
+    return f"all {len(state)} tensors of bundle {bundle.digest[:12]}"
 
 
 def _check_architecture(bundle: Bundle, config: TrainConfig) -> None:

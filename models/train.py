@@ -60,8 +60,11 @@ def train(config: TrainConfig, report: Report = lambda _: None) -> Bundle:
     config.out.mkdir(parents=True, exist_ok=True)
     fabric = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
     with _repeatable(config):
-        module = initialise(_network(config, spec), config)
-        _fit(config, fabric, chips, spec, module, _Log(config.out / "train.jsonl", report))
+        module, log = _network(config, spec), _Log(config.out / "train.jsonl", report)
+        taken = initialise(module, config)
+        if config.encoder_from is not None:
+            log.write(step=0, encoder=taken)
+        _fit(config, fabric, chips, spec, module, log)
         if isinstance(module, Classifier):
             module.aux = nn.ModuleDict()  # they served the training alone
         module.load_state_dict(stored_state(module, config.storage))

@@ -1,4 +1,4 @@
-"""Measure the networks: `python -m tests.zoo encoders|decoders|transfer|engines|tables [--out FOLDER]`.
+"""Measure the networks: `python -m tests.zoo [STEP ...] [--out FOLDER]`.
 
 Trainings and measurements are kept in FOLDER and not made twice; `tables` writes them into docs/models.md. All of it
 takes about two hours on two cores. WIDEFIELD_DATA names the folder of real imagery.
@@ -9,11 +9,12 @@ import os
 from pathlib import Path
 
 from tests.zoo.engines import export_graphs, measure_engines
-from tests.zoo.segmenters import train_decoders, train_encoders
+from tests.zoo.segmenters import train_decoders, train_encoders, train_nuclei
+from tests.zoo.tables import write_tables
 from tests.zoo.transfer import train_transfer
 
-STEPS = {"encoders": train_encoders, "decoders": train_decoders, "transfer": train_transfer}
-STEPS |= {"graphs": export_graphs, "engines": measure_engines}
+STEPS = {"encoders": train_encoders, "decoders": train_decoders, "nuclei": train_nuclei, "transfer": train_transfer}
+STEPS |= {"graphs": export_graphs, "engines": measure_engines, "tables": write_tables}
 
 
 def main() -> None:

@@ -36,7 +36,7 @@ def encoder_runs(folder: Path) -> list[Run]:
 
 def decoder_runs(folder: Path, runs: Path) -> list[Run]:
     """One for each decoder and output stride on the frozen encoders of `COMPARED`, which were trained with a U-Net."""
-    shared = ("--images", str(folder), "--labels", str(folder), *BUDGET, "--steps", "75", "--freeze", "75")
+    shared = ("--images", str(folder), "--labels", str(folder), *BUDGET, "--steps", "40", "--freeze", "40")
     return [
         Run(
             f"{encoder}-{decoder}-{stride}",
@@ -59,3 +59,18 @@ def train_encoders(data: Path, out: Path) -> None:
 def train_decoders(data: Path, out: Path) -> None:
     """Everything that the table of decoders is made of; needs the encoders."""
     train(decoder_runs(scenes(data, out), out / "runs"), out / "runs")
+
+
+def train_nuclei(data: Path, out: Path) -> None:
+    """Another kind of image: nuclei under the microscope, with a pyramid on the largest encoder."""
+    folder = out / "nuclei"
+    if not folder.exists():
+        script = Path(__file__).parents[2] / "examples" / "nuclei.py"
+        subprocess.run([sys.executable, script, data / "microscopy", folder], check=True)
+    arguments = (
+        *("--images", str(folder), "--labels", str(folder), "--class", "background", "--class", "nucleus"),
+        *("--chip", "256", "--crop", "192", "--steps", "100", "--batch", "4", "--warmup", "20", "--rate", "0.0015"),
+        *("--encoder", "inception_resnet_v2", "--decoder", "fpn", "--output-stride", "4"),
+        *("--precision", "bf16-mixed", "--seed", "0"),
+    )
+    train([Run("nuclei", arguments)], out / "runs")
