@@ -179,8 +179,9 @@ class ConvBN(nn.Module):
 class Halve(nn.Module):
     """Maximum with stride 2 over what is not negative: (N, C, H, W) -> (N, C, ceil(H/2), ceil(W/2)).
 
-    On even sizes it equals the published `MaxPool2d(3, 2, ceil_mode=True)`, which drops the last row of an odd size, as
-    `published` does too; padding by hand is understood alike by every engine.
+    On even sizes it is the published `MaxPool2d(3, 2, ceil_mode=True)`, which drops the last row of an odd size, as
+    `published` does too. There the last window overhangs, and padding would copy the map for nothing; elsewhere it is
+    padded by hand, which every engine understands alike: OpenVINO refuses windows larger than the map.
     """
 
     def __init__(self, kernel: int = 3, *, published: bool = False) -> None:
@@ -188,11 +189,16 @@ class Halve(nn.Module):
         self.kernel, self.published = kernel, published
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pad below and to the right, take the maximum."""
-        rows = cols = self.kernel - 1
-        if self.published:
-            rows, cols = ((size + self.kernel) % 2 for size in x.shape[-2:])
-        return functional.max_pool2d(functional.pad(x, (0, cols, 0, rows)), self.kernel, 2)
+        """Pad below and to the right where needed, take the maximum."""
+        rows, cols = (self._missing(size) for size in x.shape[-2:])
+        if rows or cols:
+            x = functional.pad(x, (0, cols, 0, rows))
+        return functional.max_pool2d(x, self.kernel, 2, ceil_mode=True)
+
+    def _missing(self, size: int) -> int:
+        if size % 2 == 0 and size >= self.kernel:
+            return 0
+        return (size + self.kernel) % 2 if self.published else size % 2 + self.kernel - 2
 
 
 class LocalResponseNorm(nn.Module):
