@@ -6,7 +6,7 @@ PUBLIC := torchvision==0.29.1 timm==1.0.31 segmentation-models-pytorch==0.6.0 fa
 	pretrainedmodels==0.7.4
 PUBLIC_NEEDS := munch tqdm requests urllib3 charset-normalizer idna certifi huggingface-hub httpx2 httpcore2 truststore
 
-.PHONY: setup demo lint test test-nasty parity bench clean
+.PHONY: setup demo lint test test-slow test-nasty parity models bench clean
 
 setup: .venv/.done  ## a virtual environment with pinned versions and this project in it
 
@@ -27,12 +27,18 @@ lint: setup  ## style, types, arrows
 test: lint  ## everything that CI runs
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
+test-slow: setup  ## every network with every decoder and output stride, exported; width 1, too
+	$(BIN)/python -m pytest -n 2 -m slow
+
 test-nasty: setup  ## every file of the nasty archive, in processes of their own; writes docs/nasty.md
 	$(BIN)/python -m tests.nasty
 
-parity: setup  ## our Inception networks beside the public packages with the same weights: not one bit may differ
+parity: setup  ## our Inception networks beside the public packages with the same weights, to the last digits
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/parity $(PUBLIC) $(PUBLIC_NEEDS)
 	PYTHONPATH=build/parity $(BIN)/python -m pytest -rA tests/test_public_packages.py
+
+models: setup  ## the tables of docs/models.md: trainings, speed, memory; about two hours, kept in runs/zoo
+	$(BIN)/python -m tests.zoo
 
 bench: setup  ## every figure of docs/performance.md: Markdown, and JSON in runs/bench.json
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,bench]"

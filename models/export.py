@@ -1,10 +1,12 @@
-"""The served graph as ONNX: one file, fixed tile and batch, checked."""
+"""The served graph as ONNX: one file, fixed tile, checked."""
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
 import torch
+from torch import Tensor, nn
 
 from models.serve import Serve
 
@@ -12,21 +14,47 @@ OPSET = 20
 """The newest that every engine here reads in float32."""
 INPUTS = ("pixels", "valid", "scale", "offset")
 OUTPUT = "planes"
+Axes = tuple[dict[int, str] | None, ...] | None
+"""Of each input: its axes without a fixed length, by name."""
 
 
-def export_onnx(serve: Serve, path: Path, *, tile: int, dtype: str, batch: int = 1) -> Path:
-    """Write `serve` for batches (batch, C, tile, tile) of type `dtype`. The same network gives the same bytes."""
-    bands = serve.mean.shape[0]
+def export_onnx(serve: Serve, path: Path, *, tile: int, dtype: str, batch: int | None = 1) -> Path:
+    """Write `serve` for batches (batch, C, tile, tile) of type `dtype`, of any length if `batch` is None.
+
+    The same network gives the same bytes.
+    """
+    bands, length = serve.mean.shape[0], batch or 2  # the exporter takes an axis of 1 for a fixed one
     example = (
-        torch.zeros((batch, bands, tile, tile), dtype=getattr(torch, dtype)),
-        torch.ones((batch, tile, tile), dtype=torch.uint8),
+        torch.zeros((length, bands, tile, tile), dtype=getattr(torch, dtype)),
+        torch.ones((length, tile, tile), dtype=torch.uint8),
         torch.ones(bands),
         torch.zeros(bands),
     )
+    axes = None if batch else ({0: "batch"}, {0: "batch"}, None, None)
+    return write_onnx(serve, example, path, inputs=INPUTS, outputs=[OUTPUT], axes=axes)
+
+
+def write_onnx(
+    module: nn.Module,
+    example: tuple[Tensor, ...],
+    path: Path,
+    *,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    axes: Axes = None,
+) -> Path:
+    """Write `module` for inputs like `example`, checked; `axes`: those of each input that may have any length."""
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         program = torch.onnx.export(
-            serve, example, dynamo=True, opset_version=OPSET, input_names=INPUTS, output_names=[OUTPUT], verbose=False
+            module,
+            example,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_shapes=axes,
+            verbose=False,
         )
     assert program is not None  # noqa: S101 - the dynamo exporter always returns one
     model = program.model_proto
