@@ -6,12 +6,13 @@ With `--write` the tables of docs/performance.md and of the README are replaced 
 import re
 import sys
 
-from tests.bench import against, archive, cog, disk, engine, halo, memory, outside
+from tests.bench import against, archive, cog, disk, encoders, engine, halo, memory, outside
 from tests.bench.common import ROOT, recorded, table
 
 BENCHES = {
     "monai": against.run,
     "engine": engine.run,
+    "encoders": encoders.run,
     "outside": outside.run,
     "cog": cog.run,
     "disk": disk.run,
