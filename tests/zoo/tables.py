@@ -77,12 +77,11 @@ def _decoders(out: Path) -> Iterator[list[str]]:
         for decoder in ("unet", "fpn"):
             for stride in (1, 2, 4):
                 iou = _val(out, f"{encoder}-{decoder}-{stride}")["iou"]["building"]
-                small = engines[Graph(encoder, decoder, stride, 256).name]
+                small, large = (engines[Graph(encoder, decoder, stride, tile).name] for tile in (1024, 2048))
+                pixel_bytes = (large["peak_bytes"] - small["peak_bytes"]) / (2048**2 - 1024**2)
                 cells = [f"`{encoder}`", decoder, str(stride), f"{iou:.3f}"]
-                for tile in (1024, 2048):
-                    large = engines[Graph(encoder, decoder, stride, tile).name]
-                    grown = (large["peak_bytes"] - small["peak_bytes"]) / (1 - (256 / tile) ** 2)
-                    cells += [f"{grown / GIB:.2f}", f"{tile**2 / 1e6 / large['seconds']:.2f}"]
+                for tile, facts in ((1024, small), (2048, large)):
+                    cells += [f"{pixel_bytes * tile**2 / GIB:.2f}", f"{tile**2 / 1e6 / facts['seconds']:.2f}"]
                 yield cells
 
 

@@ -12,13 +12,13 @@ QUESTIONS = ("building", "area")
 FEW = ("20", "100", "")
 """Ends of the tables' names: tiles to train on; all of them at last."""
 STARTS = {
-    "glorot": (),
-    "frozen": ("--freeze", "40"),
-    "fine-tuned": ("--freeze", "10", "--encoder-rate", "0.1"),
+    "glorot": ("--rate", "0.001"),
+    "frozen": ("--rate", "0.01", "--freeze", "40"),
+    "fine-tuned": ("--rate", "0.01", "--freeze", "10", "--encoder-rate", "0.1"),
 }
-"""What a training does with its encoder; all but the first start from the segmenter's."""
+"""What a training does with its encoder; all but the first start from the segmenter's, and hurry with the head."""
 BUDGET = (
-    *("--task", "classify", "--chip", "96", "--steps", "40", "--batch", "8", "--warmup", "10", "--rate", "0.001"),
+    *("--task", "classify", "--chip", "96", "--steps", "40", "--batch", "8", "--warmup", "10"),
     *("--class-weights", "balanced", "--precision", "bf16-mixed", "--seed", "0"),
 )
 
