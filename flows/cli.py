@@ -272,7 +272,8 @@ def train(
         else (_scene_chips(images, labels, folder, options))
     )
     shares = ", ".join(f"{name} {share:.1%}" for name, share in chips.shares.items())
-    say(f"chips: {chips.train} to train on, {chips.val} to validate, {chips.dropped} without a label; {shares}")
+    dropped = f"{chips.dropped} {'left out' if options.task == 'classify' else 'without a label'}"
+    say(f"chips: {chips.train} to train on, {chips.val} to validate, {dropped}; {shares}")
     bundle = fit(config, lambda line: say(json.dumps(line)))
     say(f"bundle {bundle.digest[:12]} in {bundle.path}")
     if options.task == "classify":

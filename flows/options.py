@@ -248,6 +248,7 @@ class TrainOptions:
         """
         from models.config import TrainConfig
 
+        self._check_task()
         count = {"unet": 5, "fpn": 2}[self.decoder]
         channels = numbers(self.decoder_channels, "--decoder-channels", count=count, least=1)
         return TrainConfig(
@@ -260,6 +261,15 @@ class TrainOptions:
             **{name: getattr(self, name) for name in _TRAINING},
             **more,
         )
+
+    def _check_task(self) -> None:
+        if self.task == "segment":
+            return
+        if self.split is not None:
+            raise UsageError("--split is for scenes: give images their split in a column of the --labels table")
+        for name in ("attribute", "decoder", "decoder_channels", "output_stride", "crop"):
+            if getattr(self, name) != getattr(type(self), name):
+                raise UsageError(f"--{name.replace('_', '-')} is for --task segment: a classifier has none")
 
     @property
     def edge(self) -> int:

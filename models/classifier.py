@@ -2,9 +2,7 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from models.inception.blocks import Padding
 from models.inception.encoder import Encoder, MakeHead, style_of
@@ -21,8 +19,7 @@ class LinearHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels, H, W) -> (N, classes)."""
-        x = torch.flatten(functional.adaptive_avg_pool2d(x, 1), 1)
-        return self.fc(self.dropout(x))  # type: ignore[no-any-return] # torch's modules return Any
+        return self.fc(self.dropout(x.mean((2, 3))))  # type: ignore[no-any-return] # torch's modules return Any
 
 
 class Classifier(nn.Module):
@@ -52,7 +49,7 @@ class Classifier(nn.Module):
 
 
 class Patches(nn.Module):
-    """A classifier over squares of `cell` pixels: (N, C, T, T) -> logits (N, K, T, T), the same all over a square.
+    """A classifier over squares of `cell` pixels: (N, C, T, T) -> logits (N, K, T / cell, T / cell).
 
     Each square is classified from its own pixels alone; T is a multiple of `cell`.
     """
@@ -62,13 +59,12 @@ class Patches(nn.Module):
         self.classifier, self.cell = classifier, cell
 
     def forward(self, x: Tensor) -> Tensor:
-        """Cut, classify, spread each answer over its square."""
+        """Cut into squares, classify each."""
         images, bands, height, width = x.shape
         rows, cols = height // self.cell, width // self.cell
         x = x.reshape(images, bands, rows, self.cell, cols, self.cell).permute(0, 2, 4, 1, 3, 5)
         logits: Tensor = self.classifier(x.reshape(images * rows * cols, bands, self.cell, self.cell))
-        logits = logits.reshape(images, rows, cols, -1).permute(0, 3, 1, 2)[:, :, :, None, :, None]
-        return logits.expand(-1, -1, -1, self.cell, -1, self.cell).reshape(images, -1, height, width)
+        return logits.reshape(images, rows, cols, -1).permute(0, 3, 1, 2)
 
 
 def create_classifier(

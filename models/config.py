@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from models.bundle import Storage
 from models.dataset import Augmentation
-from models.errors import TrainingError
+from models.errors import TrainingError, UsageError
+from models.inception.family import check_variant
 from models.spec import ModelSpec
 
 
@@ -100,8 +101,20 @@ class TrainConfig:
         for name in ("steps", "batch", "crop", "log_every", "save_every", "validate_every"):
             if getattr(self, name) < 1:
                 raise TrainingError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        if self.aux and self.task == "segment":
-            raise TrainingError("auxiliary heads are those of classifiers: leave them out, or train with task classify")
+        try:
+            network = check_variant(self.encoder, self.variant)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        if self.aux and not (network.aux and self.task == "classify"):
+            raise UsageError(
+                "auxiliary heads are those of the classifiers inception_v1 and inception_v3: leave them out"
+            )
+        if self.output_stride not in {1, 2, 4}:
+            raise UsageError(f"output stride is {self.output_stride}: choose 1, 2 or 4")
+        if not 0 < self.width <= 4:
+            raise UsageError(f"width is {self.width}: it must be above 0, and at most 4")
+        if self.freeze and self.encoder_from is None:
+            raise UsageError("a frozen encoder needs a start: name a bundle or public weights, or freeze nothing")
 
     def key(self, spec: ModelSpec, chips: str, start: str) -> str:
         """Digest of what decides the weights: these settings, the chips' bytes, and those of the encoder's start."""

@@ -186,6 +186,8 @@ class Sampler:
     augmentation: Augmentation = Augmentation()
     foreground: float = 0.0
     """Share of the crops that is drawn from chips with a class other than 0."""
+    deviations: tuple[float, ...] = ()
+    """Of the bands, in their units, where that is not what their normalisation divides by."""
 
     def __post_init__(self) -> None:
         if not self.indices:
@@ -241,7 +243,9 @@ class Sampler:
         )
         low, span = low[:, None], (high - low).clamp(min=1e-6)[:, None]
         curved = ((x - low) / span).clamp(0, 1) ** draw(much.gamma).exp() * span + low
-        return curved * draw(much.gain).exp() + draw(much.offset)
+        stds = [band.std for band in self.bands]
+        brighter = torch.tensor(self.deviations or stds) / torch.tensor(stds)
+        return curved * draw(much.gain).exp() + draw(much.offset) * brighter[:, None, None]
 
 
 def normalised(chips: Chips, index: int, bands: tuple[Band, ...]) -> tuple[Tensor, Tensor, Tensor]:
@@ -292,7 +296,7 @@ def draw_probes(
     chips: Chips, *, budget: int = 1_000_000, most: int = 20
 ) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
     """Central crops and their valid masks, from validation chips spread over the list, within `budget` bytes."""
-    edge = min(PROBE_EDGE, chips.edge)
+    edge = chips.edge if chips.header.task == "classify" else min(PROBE_EDGE, chips.edge)
     start = (chips.edge - edge) // 2
     part = (..., slice(start, start + edge), slice(start, start + edge))
     each = edge * edge * (len(chips.header.bands) * np.dtype(chips.header.dtype).itemsize + 1)

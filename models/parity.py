@@ -25,7 +25,7 @@ class Limits:
     """What one precision may do. Shares are of pixels; margins are in thousandths of the logits' deviation."""
 
     tie: int
-    """Margin up to which a changed label of an *artificial* probe is a tie."""
+    """Margin up to which a changed label of an *artificial* probe, or of a square, is a tie."""
     grave: int
     """Margin above which a changed label cannot be rounding."""
     far: int
@@ -55,7 +55,7 @@ class Difference:
 
     pixels: int = 0
     labels: int = 0
-    """Changed labels (of artificial probes: without ties)."""
+    """Changed labels (of artificial probes and of squares: without ties)."""
     grave: int = 0
     """Changed labels beyond the grave margin."""
     far: int = 0
@@ -78,7 +78,7 @@ def difference(
     """Compare the planes (T, T) of one probe with its reference."""
     limits = LIMITS[precision]
     wrong = planes["labels"] != reference.labels if "labels" in planes else np.zeros_like(reference.labels, bool)
-    counted = wrong if probe.real else wrong & (reference.margin > limits.tie)
+    counted = wrong if probe.real and not probe.squares else wrong & (reference.margin > limits.tie)
     confidence = planes.get("confidence", reference.confidence)
     shift = np.abs(confidence.astype(np.int16) - reference.confidence)
     return Difference(

@@ -4,7 +4,7 @@ The first six (those that a loaded engine must answer) hold real content, a noda
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -33,6 +33,8 @@ class Probe:
     """Whether it shows what the bundle was trained for."""
     batch: Batch
     """Of one tile."""
+    squares: bool = False
+    """Whether one answer fills a square: a probe then holds so few of them that a near tie must not decide."""
 
 
 def probes(bundle: Bundle, tile: int, dtype: str) -> Iterator[Probe]:
@@ -42,7 +44,7 @@ def probes(bundle: Bundle, tile: int, dtype: str) -> Iterator[Probe]:
     real = [partial(_real, spec, crops, turn, tile, dtype) for turn in range(REAL)] if crops else []
     order = [*real[:2], *patterns[:3], *real[2:3], *patterns[3:], *real[3:]]
     for make in order[: max(FEWEST, PIXELS // tile**2)]:
-        yield make()
+        yield replace(make(), squares=spec.cell > 1)
 
 
 def _real(spec: ModelSpec, crops: list[tuple[Any, Any]], turn: int, tile: int, dtype: str) -> Probe:

@@ -84,15 +84,6 @@ def guess(file: PurePath | str) -> Published | None:
     return None
 
 
-def normalisation_of(name: PurePath | str) -> Normalisation:
-    """What the weights called `name`, or stored in a file of a published name, expect.
-
-    Raises:
-        WeightsError: neither is known.
-    """
-    return (guess(name) or find(str(name))).normalisation
-
-
 def _torchvision(network: str, file: str) -> Published:
     return Published(
         f"{network}.tv_in1k",
@@ -122,8 +113,7 @@ def _cadene(network: str, file: str) -> Published:
         network,
         "cadene",
         (f"http://data.lip6.fr/cadene/pretrainedmodels/{file}",),
-        file,
-        sha256=_digits(file),
+        file,  # whose digits are said to be of its SHA-256 by nobody
         classes=1001,
         licence="code BSD-3-Clause, weights not stated",
     )

@@ -66,7 +66,8 @@ class Architecture(Value):
     decoder: Literal["unet", "fpn"] | None = "unet"
     """None: a classifier."""
     decoder_channels: tuple[int, ...] = (256, 128, 64, 32, 16)
-    """Output channels of the U-Net's stages, deepest first; of an FPN one number, the width of its pyramid."""
+    """Output channels of the U-Net's stages, deepest first; of an FPN its pyramid's and its output's; of a classifier
+    none."""
     output_stride: Literal[1, 2, 4] = 1
     """Pixels between two logits; they are enlarged to the input's size bilinearly."""
 

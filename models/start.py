@@ -19,6 +19,9 @@ from models.spec import Architecture, Band
 
 Network = Segmenter | Classifier
 
+PHOTOGRAPHS = 57.4
+"""Deviation of ImageNet's pixels, in bytes: what public weights divide by tells how large their inputs were."""
+
 
 def initialise(module: Network, config: TrainConfig) -> str:
     """Give every layer its first weights, in place, as a settled configuration says; tells what the encoder took.
@@ -94,28 +97,30 @@ def start_digest(start: Path | None) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def starting_bands(measured: tuple[Band, ...], config: TrainConfig) -> tuple[Band, ...]:
-    """The bands with the normalisation that the start was trained with, where it has the same bands.
+def starting_bands(measured: tuple[Band, ...], dtype: str, config: TrainConfig) -> tuple[Band, ...]:
+    """The bands with the normalisation that the start was trained with, where pixels are of the same kind.
 
-    A bundle's if the names agree; that of public weights for three bands of uint8 in DN. Else the measured one stays:
-    the first layer is adapted, and what follows was trained on inputs of mean 0 and deviation 1 too.
+    A bundle's, if names, units and `dtype` agree; that of public weights for three bands of bytes. Other pixels keep
+    their measured mean, and are divided so that the first layer meets values as large as it was trained on.
     """
     start = config.encoder_from
     if start is None:
         return measured
     if start.is_dir():
-        theirs = open_bundle(start).spec.bands
-        same = [(band.name, band.unit) for band in theirs] == [(band.name, band.unit) for band in measured]
-        pairs = [(band.mean, band.std) for band in theirs] if same else []
-    else:
-        normal = _published(start, config).normalisation
-        rgb = len(measured) == 3 and all(band.unit == "DN" and band.high <= 255 for band in measured)
-        pairs = list(zip(normal.mean, normal.std, strict=True)) if rgb else []
-    if not pairs:
-        return measured
-    return tuple(
-        band.model_copy(update={"mean": mean, "std": std}) for band, (mean, std) in zip(measured, pairs, strict=True)
-    )
+        spec = open_bundle(start).spec
+        same = [(band.name, band.unit) for band in spec.bands] == [(band.name, band.unit) for band in measured]
+        return _normalised(measured, spec.bands) if same and dtype in spec.dtypes else measured
+    normal = _published(start, config).normalisation
+    if len(measured) == 3 and dtype == "uint8":
+        pairs = zip(measured, normal.mean, normal.std, strict=True)
+        return tuple(band.model_copy(update={"mean": mean, "std": std}) for band, mean, std in pairs)
+    scale = sum(normal.std) / 3 / PHOTOGRAPHS
+    return tuple(band.model_copy(update={"std": band.std * scale}) for band in measured)
+
+
+def _normalised(bands: tuple[Band, ...], like: tuple[Band, ...]) -> tuple[Band, ...]:
+    pairs = zip(bands, like, strict=True)
+    return tuple(band.model_copy(update={"mean": other.mean, "std": other.std}) for band, other in pairs)
 
 
 def freeze(module: Network, *, encoder: bool) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from models import metrics
 from models.bundle import Bundle, make_card, save_bundle, stored_state
-from models.classifier import Classifier, create_classifier
+from models.classifier import Classifier
 from models.config import TrainConfig
 from models.dataset import Chips, Sampler, draw_probes, measure_bands, normalised, open_chips, read_ahead
 from models.decoder import DECODERS
@@ -56,15 +56,15 @@ def train(config: TrainConfig, report: Report = lambda _: None) -> Bundle:
     chips, config = open_chips(config.chips), settled(config)
     check_task(config, chips)
     measured = measure_bands(chips, chips.indices("train"), config.units)
-    spec = make_spec(config, chips, starting_bands(measured, config))
+    spec = make_spec(config, chips, starting_bands(measured, chips.header.dtype, config))
     config.out.mkdir(parents=True, exist_ok=True)
     fabric = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
     with _repeatable(config):
-        module, log = _network(config, spec), _Log(config.out / "train.jsonl", report)
+        module, log = network_from_spec(spec, aux=config.aux), _Log(config.out / "train.jsonl", report)
         taken = initialise(module, config)
         if config.encoder_from is not None:
             log.write(step=0, encoder=taken)
-        _fit(config, fabric, chips, spec, module, log)
+        _fit(config, fabric, chips, spec, module, log, deviations=tuple(band.std for band in measured))
         if isinstance(module, Classifier):
             module.aux = nn.ModuleDict()  # they served the training alone
         module.load_state_dict(stored_state(module, config.storage))
@@ -74,7 +74,16 @@ def train(config: TrainConfig, report: Report = lambda _: None) -> Bundle:
     return bundle
 
 
-def _fit(config: TrainConfig, fabric: Fabric, chips: Chips, spec: ModelSpec, module: Network, log: "_Log") -> None:  # noqa: PLR0917 - one caller
+def _fit(  # noqa: PLR0917 - one caller
+    config: TrainConfig,
+    fabric: Fabric,
+    chips: Chips,
+    spec: ModelSpec,
+    module: Network,
+    log: "_Log",
+    *,
+    deviations: tuple[float, ...],
+) -> None:
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's stubs
     model, optimizer = fabric.setup(module, torch.optim.AdamW(parameter_groups(module, config), lr=config.lr))
     if isinstance(module, Classifier):
@@ -83,9 +92,10 @@ def _fit(config: TrainConfig, fabric: Fabric, chips: Chips, spec: ModelSpec, mod
         fabric, config.out / "training.ckpt", config.key(spec, chips.digest(), start_digest(config.encoder_from))
     )
     start = checkpoint.resume(model=model, optimizer=optimizer)
-    sampler, objective = _sampler(config, chips, spec), _objective(config, fabric, chips)
+    sampler, objective = _sampler(config, chips, spec, deviations), _objective(config, fabric, chips)
     with closing(read_ahead(sampler.batch_at, range(start, config.steps))) as batches:
         for step, (images, labels) in enumerate(batches, start):
+            torch.manual_seed((config.seed << 32) + step)  # what dropout draws, on any device, killed or not
             freeze(module, encoder=step < config.freeze)
             for group in optimizer.param_groups:
                 group["lr"] = config.rate(step) * group["factor"]
@@ -119,18 +129,6 @@ def check_task(config: TrainConfig, chips: Chips) -> None:
         raise TrainingError(f"crop is {config.crop}: images are classified whole, and have {chips.edge} pixels")
 
 
-def _network(config: TrainConfig, spec: ModelSpec) -> Network:
-    """What the spec describes, with the auxiliary heads that only training has."""
-    network = network_from_spec(spec)
-    if not config.aux:
-        return network
-    plan, variant = spec.architecture, dict[str, Any](config.variant)
-    bands, classes = len(spec.bands), len(spec.classes)
-    return create_classifier(
-        plan.encoder, classes=classes, bands=bands, padding=plan.padding, width=plan.width, aux=True, **variant
-    )
-
-
 def _objective(config: TrainConfig, fabric: Fabric, chips: Chips) -> Objective:
     weights = class_weights(chips) if config.class_weights == "balanced" else None
     return Objective(config.task, None if weights is None else fabric.to_device(weights), config.label_smoothing)
@@ -146,7 +144,7 @@ def class_weights(chips: Chips) -> Tensor:
     return torch.from_numpy(weights.astype(np.float32))
 
 
-def _sampler(config: TrainConfig, chips: Chips, spec: ModelSpec) -> Sampler:
+def _sampler(config: TrainConfig, chips: Chips, spec: ModelSpec, deviations: tuple[float, ...]) -> Sampler:
     return Sampler(
         chips,
         chips.indices("train"),
@@ -156,6 +154,7 @@ def _sampler(config: TrainConfig, chips: Chips, spec: ModelSpec) -> Sampler:
         seed=config.seed,
         augmentation=config.augmentation,
         foreground=config.foreground,
+        deviations=deviations,
     )
 
 
@@ -180,7 +179,7 @@ class _Checkpoint:
     def save(self, step: int, **parts: Any) -> None:
         """Replace the checkpoint by one after `step` steps."""
         partial = self.path.with_suffix(".partial")
-        self.fabric.save(partial, {**parts, "step": step, "key": self.key, "rng": torch.get_rng_state()})
+        self.fabric.save(partial, {**parts, "step": step, "key": self.key})
         partial.replace(self.path)
 
     def resume(self, **parts: Any) -> int:
@@ -190,7 +189,6 @@ class _Checkpoint:
         if self.fabric.load(self.path, weights_only=True)["key"] != self.key:
             raise TrainingError(f"{self.path} belongs to other settings or chips: delete it, or choose another folder")
         rest = self.fabric.load(self.path, parts, weights_only=True)
-        torch.set_rng_state(rest["rng"])
         return int(rest["step"])
 
 
@@ -283,7 +281,7 @@ def make_spec(config: TrainConfig, chips: Chips, bands: tuple[Band, ...]) -> Mod
 def _architecture(config: TrainConfig) -> Architecture:
     encoder: dict[str, Any] = {"encoder": config.encoder, "width": config.width, "variant": dict(config.variant)}
     if config.task == "classify":
-        return Architecture(**encoder, decoder=None)
+        return Architecture(**encoder, decoder=None, decoder_channels=())
     channels = config.decoder_channels or DECODERS[config.decoder].WIDTHS
     return Architecture(
         **encoder, decoder=config.decoder, decoder_channels=channels, output_stride=config.output_stride

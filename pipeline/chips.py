@@ -43,7 +43,7 @@ class ChipsSummary:
     val: int
     """Chips to choose by."""
     dropped: int
-    """Windows without a valid, labelled pixel."""
+    """Windows without a valid, labelled pixel, and images that could not be read."""
     shares: dict[str, float]
     """Share of the labelled pixels, of each class."""
 
@@ -172,7 +172,7 @@ def create_chips(
 
 
 def fill_chips(group: zarr.Group, chips: Iterable[Chip], classes: Sequence[str]) -> ChipsSummary:
-    """Writes chips that hold a labelled pixel, and what is known of them.
+    """Writes chips, each of which holds a labelled pixel, and what is known of them.
 
     Raises:
         LabelError: there are none.
@@ -211,18 +211,24 @@ def replacing_chips(out: Path) -> Iterator[Path]:
 
 def _attributes(scenes: Sequence[Scene], classes: Sequence[str], seed: int) -> dict[str, Any]:
     sizes = [scene.georef.resolution(scene.height, scene.width) for scene in scenes]
-    known = [value for value in sizes if value is not None and math.isfinite(value)]
-    resolution = [min(known) / RESOLUTION_MARGIN, max(known) * RESOLUTION_MARGIN] if len(known) == len(sizes) else None
     return {
         "task": "segment",
         "bands": list(scenes[0].bands),
         "dtype": scenes[0].dtype,
         "classes": [{"id": index, "name": name} for index, name in enumerate(classes)],
         "seed": seed,
-        "resolution": resolution,
+        "resolution": resolution_range(sizes),
         "scenes": {Path(scene.address.path).stem: scene.fingerprint for scene in scenes},
         "extent": _extent(scenes),
     }
+
+
+def resolution_range(sizes: Sequence[float | None]) -> list[float] | None:
+    """Smallest and largest pixels that a model may meet, in metres; None where the size of one image is not known."""
+    known = [value for value in sizes if value is not None and math.isfinite(value)]
+    if len(known) < len(sizes):
+        return None
+    return [min(known) / RESOLUTION_MARGIN, max(known) * RESOLUTION_MARGIN]
 
 
 def _extent(scenes: Sequence[Scene]) -> list[float] | None:

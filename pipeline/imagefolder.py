@@ -7,15 +7,25 @@ FOLDER/whole/0002.jpg             FOLDER/val/whole/0002.jpg             0001.jpg
 import csv
 import hashlib
 import logging
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.chips import SPLITS, VAL_SHARE, Chip, ChipsSummary, create_chips, fill_chips, replacing_chips
+from pipeline.chips import (
+    SPLITS,
+    VAL_SHARE,
+    Chip,
+    ChipsSummary,
+    create_chips,
+    fill_chips,
+    replacing_chips,
+    resolution_range,
+)
 from pipeline.errors import LabelError, SceneError
 from pipeline.grid import Window
 from pipeline.labels import IGNORE
@@ -23,6 +33,8 @@ from pipeline.scene import Pixels, Scene, SceneAddress, Valid, open_scene
 from pipeline.sources.formats import SUFFIXES
 
 log = logging.getLogger(__name__)
+
+_NAME = re.compile("[A-Za-z0-9_-]{1,64}")
 
 
 @dataclass(frozen=True)
@@ -56,15 +68,21 @@ def list_examples(folder: Path, table: Path | None = None, *, seed: int = 0) -> 
 
 
 def class_names(examples: Sequence[Example]) -> tuple[str, ...]:
-    """The classes in the order of their ids, if nobody gives another: by name.
+    """The classes in the order of their ids, if nobody gives another: by name."""
+    return tuple(sorted({example.label for example in examples}))
+
+
+def check_classes(classes: Sequence[str]) -> None:
+    """Refuse classes that no bundle can have.
 
     Raises:
-        LabelError: there are fewer than two.
+        LabelError: fewer than two, too many, or a name with other characters than letters, digits, - and _.
     """
-    names = tuple(sorted({example.label for example in examples}))
-    if len(names) < 2:
-        raise LabelError(f"all images are of the class {names[0]}: a classifier needs two classes at least")
-    return names
+    if not 2 <= len(classes) <= IGNORE:
+        raise LabelError(f"there are {len(classes)} classes ({', '.join(classes[:3])}): 2 to {IGNORE} are needed")
+    wrong = [name for name in classes if not _NAME.fullmatch(name)]
+    if wrong:
+        raise LabelError(f"{wrong[0]!r} is no name of a class: use letters, digits, - and _, 64 at most")
 
 
 def write_image_chips(
@@ -82,13 +100,15 @@ def write_image_chips(
     told and left out.
 
     Raises:
-        LabelError: a class is not among `classes`, or no image can be read.
+        LabelError: a class is not among `classes` or has no good name, or no image can be read.
         SceneError: images differ in bands or type.
     """
+    check_classes(classes)
     strange = sorted({example.label for example in examples} - set(classes))
     if strange:
         raise LabelError(f"images have the class {strange[0]!r}: known are {', '.join(classes)}")
-    chips = _Reader(classes, size, None if bands is None else tuple(bands)).chips(examples)
+    reader = _Reader(classes, size, None if bands is None else tuple(bands))
+    chips = reader.chips(examples)
     first, kind = next(chips, (None, None))
     if first is None or kind is None:
         raise LabelError("no image can be read: see the lines above")
@@ -104,7 +124,9 @@ def write_image_chips(
         group = create_chips(
             partial, len(examples), bands=len(kind[0]), dtype=kind[1], size=size, attributes=attributes
         )
-        return fill_chips(group, _one_kind(first, kind, chips), classes)
+        summary = fill_chips(group, _one_kind(first, kind, chips), classes)
+        group.update_attributes({"resolution": resolution_range(reader.resolutions)})
+        return summary
 
 
 Kind = tuple[tuple[str, ...], str]
@@ -116,15 +138,25 @@ class _Reader:
     classes: Sequence[str]
     size: int
     bands: tuple[int, ...] | None
+    resolutions: list[float | None] = field(default_factory=list)
+    """Ground size of a chip's pixels in metres, of each image that was read; None where it is not known."""
 
     def chips(self, examples: Sequence[Example]) -> Iterator[tuple[Chip, Kind]]:
-        """Each image that can be read."""
+        """Each image that can be read and has a valid pixel."""
         for example in examples:
             try:
                 with open_scene(SceneAddress(str(example.path), bands=self.bands)) as scene:
-                    yield self._chip(example, scene), (scene.bands, scene.dtype)
+                    chip, kind = self._chip(example, scene), (scene.bands, scene.dtype)
+                    resolution = scene.georef.resolution(scene.height, scene.width)
             except SceneError as error:
                 log.warning("left out: %s", error)
+                continue
+            if not chip.valid.any():
+                log.warning("left out: %s has no valid pixel", example.path)
+                continue
+            scale = min(scene.height, scene.width) / self.size
+            self.resolutions.append(None if resolution is None else resolution * scale)
+            yield chip, kind
 
     def _chip(self, example: Example, scene: Scene) -> Chip:
         pixels, valid = squared(*scene.read(Window(0, 0, scene.height, scene.width)), self.size)
@@ -153,15 +185,15 @@ def _one_kind(first: Chip, kind: Kind, rest: Iterator[tuple[Chip, Kind]]) -> Ite
 def squared(pixels: Pixels, valid: Valid, size: int) -> tuple[Pixels, NDArray[np.bool_]]:
     """The middle (C, size, size) and (size, size) of an image (C, H, W), scaled until its shorter side fits.
 
-    Scaling is bilinear over all pixels that a new one covers; an image of that size comes out as it is.
+    Scaling is bilinear over all pixels that a new one covers, and valid where all of them are; an image of that size
+    comes out as it is.
     """
     height, width = valid.shape
     scale = size / min(height, width)
     rows, cols = max(size, round(height * scale)), max(size, round(width * scale))
     if (rows, cols) != (height, width):
-        pixels = np.stack([_scaled(band, rows, cols) for band in pixels])
-        grown = Image.fromarray(valid.astype(np.uint8)).resize((cols, rows), Image.Resampling.NEAREST)
-        valid = np.asarray(grown) != 0
+        pixels = np.stack([_scaled(np.where(valid, band, 0), rows, cols) for band in pixels])
+        valid = _scaled(valid.astype(np.float32), rows, cols) > 0.999
     top, left = (rows - size) // 2, (cols - size) // 2
     return pixels[:, top : top + size, left : left + size], valid[top : top + size, left : left + size]
 
@@ -194,6 +226,9 @@ def _from_table(table: Path) -> list[tuple[str, str, str]]:
         raise LabelError(f"{table} cannot be read: {error}") from error
     if not rows or not {"path", "class"} <= rows[0].keys():
         raise LabelError(f"{table} needs the columns path and class, and may have split")
+    bare = [line for line, row in enumerate(rows, 2) if not (row["path"] and row["class"])]
+    if bare:
+        raise LabelError(f"{table} has no path or no class in line {bare[0]}: complete it, or take the line out")
     return [(row["path"], row["class"], row.get("split") or "") for row in rows]
 
 

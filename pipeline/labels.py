@@ -23,8 +23,9 @@ from pipeline.scene import Scene, SceneAddress, open_scene
 IGNORE = 255
 """The label of a pixel that belongs to no class: outside the labels, at their nodata, or invalid in the scene."""
 
-_RASTERS = (".tif", ".tiff", ".png")
-_IMAGES = (*_RASTERS, ".jpg", ".jpeg", ".jp2")
+_TIFF = (".tif", ".tiff")
+_RASTERS = (*_TIFF, ".png")
+_PICTURES = (".png", ".jpg", ".jpeg", ".jp2")
 _VECTORS = (".geojson", ".gpkg", ".json", ".fgb", ".shp")
 _GRID_TOLERANCE = 1e-2
 """Share of a pixel by which a label raster may lie off the scene's grid."""
@@ -40,14 +41,18 @@ class Labels(Protocol):
 
 
 def list_images(path: Path) -> list[Path]:
-    """The images of a folder that are not labels, by name; or the one file that is given."""
+    """The images of a folder that are not labels, by name; or the one file that is given.
+
+    Pictures are images only where there is no TIFF: beside one they are its quicklooks.
+    """
     if not path.is_dir():
         return [path]
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in _IMAGES)
-    images = [file for file in files if not file.stem.endswith("-labels")]
-    if not images:
-        raise SceneError(f"{path} holds no image: looked for {', '.join(_IMAGES)}")
-    return images
+    files = sorted(path.iterdir())
+    for kinds in (_TIFF, _PICTURES):
+        images = [file for file in files if file.suffix.lower() in kinds and not file.stem.endswith("-labels")]
+        if images:
+            return images
+    raise SceneError(f"{path} holds no image: looked for {', '.join((*_TIFF, *_PICTURES))}")
 
 
 def find_labels(image: Path, labels: Path) -> Path:
@@ -56,7 +61,8 @@ def find_labels(image: Path, labels: Path) -> Path:
         return labels
     if not labels.is_dir():
         raise LabelError(f"{labels}: no such file or folder of labels")
-    names = [f"{image.stem}{end}{suffix}" for end in ("-labels", "") for suffix in (*_VECTORS, *_RASTERS)]
+    names = [f"{image.stem}-labels{suffix}" for suffix in (*_VECTORS, *_RASTERS)]
+    names += [f"{image.stem}{suffix}" for suffix in (*_VECTORS, *_TIFF)]
     for name in names:
         candidate = labels / name
         if candidate.is_file() and not (image.exists() and candidate.samefile(image)):

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import zarr
+from drawn_scenes import noise, write_tiff
 from PIL import Image
 
 from pipeline.errors import LabelError, SceneError
@@ -76,6 +77,44 @@ def test_scaling_takes_the_middle_and_the_mean_of_what_a_pixel_covers():
     assert np.array_equal(same, ramp[..., :32])
 
 
+def test_scaling_takes_nothing_from_invalid_pixels():
+    pixels, valid = np.full((1, 64, 64), 10, np.int16), np.ones((64, 64), bool)
+    pixels[:, :, :20], valid[:, :20] = -9999, False
+    small, known = squared(pixels, valid, 32)
+    assert known[:, 12:].all()
+    assert not known[:, :10].any()
+    assert (small[:, known] == 10).all()
+
+
+def test_georeferenced_images_say_how_large_their_scaled_pixels_are(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write_tiff(tmp_path / name / "1.tif", noise(3, 80, 80))
+    write_image_chips(list_examples(tmp_path), tmp_path / "c.zarr", classes=("a", "b"), size=40)
+    resolution = zarr.open_group(tmp_path / "c.zarr", mode="r").attrs["resolution"]
+    assert resolution == pytest.approx([1 / 1.5, 1.5], rel=1e-3)  # pixels of half a metre, halved
+
+
+def test_an_image_without_a_valid_pixel_is_left_out(tmp_path):
+    draw(tmp_path, "a/1.png", mode="RGBA", shade=0)
+    draw(tmp_path, "b/2.png", mode="RGBA", shade=200)
+    summary = write_image_chips(list_examples(tmp_path), tmp_path / "c.zarr", classes=("a", "b"), size=40)
+    assert (summary.train + summary.val, summary.dropped) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("classes", "says"),
+    [
+        (("a",), "1 classes"),
+        (("a", "whole egg"), "'whole egg' is no name"),
+        (tuple(map(str, range(256))), "256 classes"),
+    ],
+)
+def test_classes_that_no_bundle_can_have_are_refused_before_an_image_is_read(tmp_path, classes, says):
+    with pytest.raises(LabelError, match=says):
+        write_image_chips([], tmp_path / "c.zarr", classes=classes)
+
+
 def test_an_image_that_cannot_be_read_is_told_and_left_out(tmp_path, caplog):
     draw(tmp_path, "a/1.png")
     draw(tmp_path, "b/2.png")
@@ -92,6 +131,7 @@ def test_an_image_that_cannot_be_read_is_told_and_left_out(tmp_path, caplog):
         ("path,class,split\n1.png,a,test\n", "the split 'test'"),
         ("path,class\n1.png,c\n", "class 'c': known are a, b"),
         ("path,class\n1.png,a\n", "no image can be read"),
+        ("path,class\n1.png,a\n2.png\n", "no class in line 3"),
     ],
 )
 def test_a_bad_table_is_refused_with_its_reason(tmp_path, table, says):

@@ -132,3 +132,15 @@ def test_label_rasters_are_not_images(tmp_path):
     (tmp_path / "none").mkdir()
     with pytest.raises(SceneError, match="holds no"):
         list_images(tmp_path / "none")
+
+
+def test_pictures_are_images_only_where_there_is_no_tiff(tmp_path):
+    for name in ("b.png", "a.jpg", "b-labels.png"):
+        (tmp_path / name).touch()
+    assert [path.name for path in list_images(tmp_path)] == ["a.jpg", "b.png"]
+    assert find_labels(tmp_path / "b.png", tmp_path).name == "b-labels.png"
+    (tmp_path / "b.tif").touch()
+    assert [path.name for path in list_images(tmp_path)] == ["b.tif"]
+    (tmp_path / "c.png").touch()
+    with pytest.raises(LabelError, match=r"holds no labels of c\.tif"):
+        find_labels(tmp_path / "c.tif", tmp_path)

@@ -1,4 +1,4 @@
-"""Our networks beside the public packages with the same weights, in double precision: not one bit may differ.
+"""Our networks beside the public packages with the same weights, in double precision: to the last digits.
 
 `make parity` installs the packages and runs this; without them it is skipped. They come as they are published, and
 torchvision's compiled operators, which do not load beside a torch for CPUs, are declared by hand.

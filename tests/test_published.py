@@ -7,7 +7,7 @@ from models.errors import WeightsError
 from models.inception import ENCODERS
 from models.inception.family import find_network
 from models.pretrained import LAYOUTS
-from models.published import PUBLISHED, find, guess, normalisation_of
+from models.published import PUBLISHED, find, guess
 
 
 def test_every_entry_is_of_a_network_and_a_source_that_can_be_loaded():
@@ -32,10 +32,7 @@ def test_a_checksum_is_known_where_the_published_name_carries_one():
     digits = {entry.file: entry.sha256 for entry in PUBLISHED.values() if entry.sha256}
     assert digits == {
         "googlenet-1378be20.pth": "1378be20",
-        "bn_inception-52deb4733.pth": "52deb4733",
         "inception_v3_google-0cc3c7bd.pth": "0cc3c7bd",
-        "inceptionv4-8e4777a0.pth": "8e4777a0",
-        "inceptionresnetv2-520b38e4.pth": "520b38e4",
     }
 
 
@@ -55,9 +52,7 @@ def test_a_file_is_known_by_its_name(file, name):
 
 def test_a_name_that_says_nothing_is_not_guessed():
     assert guess("model.safetensors") is None
-    with pytest.raises(WeightsError, match=r"'model.safetensors'.*inception_v1.tv_in1k"):
-        normalisation_of("model.safetensors")
-    with pytest.raises(WeightsError, match="'inception_v9'"):
+    with pytest.raises(WeightsError, match=r"'inception_v9'.*inception_v1.tv_in1k"):
         find("inception_v9")
 
 
@@ -66,12 +61,13 @@ def test_a_name_that_says_nothing_is_not_guessed():
     [
         ("inception_v3.tv_in1k", (127.5, 127.5, 127.5), (127.5, 127.5, 127.5)),
         ("inception_v3.gluon_in1k", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
-        ("bn_inception-52deb4733.pth", (128, 117, 104), (1, 1, 1)),  # published as blue 104, green 117, red 128
+        ("inception_v2.cadene_in1k", (128, 117, 104), (1, 1, 1)),  # published as blue 104, green 117, red 128
         ("inception_resnet_v1.vggface2", (127.5, 127.5, 127.5), (128, 128, 128)),
     ],
 )
 def test_normalisation_travels_with_the_weights(name, mean, std):
-    assert (normalisation_of(name).mean, normalisation_of(name).std) == (mean, std)
+    normal = find(name).normalisation
+    assert (normal.mean, normal.std) == (mean, std)
 
 
 def test_the_table_imports_no_torch():

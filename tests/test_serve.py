@@ -6,7 +6,8 @@ from torch import nn
 
 from models.bundle import load_module
 from models.errors import EngineError
-from models.serve import folded, serve_network, served
+from models.rewrite import fold_norms, rewritten
+from models.serve import serve_network, served
 
 
 class Pointwise(nn.Module):
@@ -24,7 +25,7 @@ def run(serve, pixels, valid, scale=1.0, offset=0.0):
 
 def test_folding_removes_every_batch_norm_and_leaves_the_logits_alone():
     network = drawn_network(drawn_spec()).double()
-    copy = folded(network, bands=3)
+    copy = rewritten(network, 3, [fold_norms])
     assert not [module for module in copy.modules() if isinstance(module, nn.BatchNorm2d)]
     x = torch.randn(1, 3, 96, 64, dtype=torch.float64)
     with torch.inference_mode():
@@ -43,7 +44,7 @@ def test_folding_is_refused_where_neighbours_in_declaration_are_none_in_computat
             return self.conv(self.bn(x))
 
     with pytest.raises(EngineError, match="right behind"):
-        folded(Crossed(), bands=3)
+        rewritten(Crossed(), 3, [fold_norms])
 
 
 def test_planes_are_the_argmax_and_the_rounded_probability():

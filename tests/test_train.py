@@ -9,7 +9,9 @@ from drawn_weights import PUBLIC_KEYS, draw_state
 from models.bundle import load_metrics, load_module, load_probes
 from models.config import TrainConfig
 from models.dataset import open_chips
-from models.errors import TrainingError
+from models.errors import TrainingError, UsageError
+from models.spec import Band
+from models.start import starting_bands
 from models.train import class_weights, train, validate
 
 
@@ -134,7 +136,7 @@ def test_auxiliary_heads_serve_the_training_alone(config, tmp_path):
     plain = train(classifying(config, tmp_path, aux=False, out=tmp_path / "plain"))
     assert not [name for name in load_module(bundle).state_dict() if name.startswith("aux")]
     assert bundle.digest != plain.digest
-    with pytest.raises(TrainingError, match="auxiliary heads are those of classifiers"):
+    with pytest.raises(UsageError, match="auxiliary heads are those of the classifiers"):
         replace(config, aux=True)
 
 
@@ -203,3 +205,20 @@ def test_public_weights_of_another_network_are_refused(config, tmp_path):
     file.touch()
     with pytest.raises(TrainingError, match="holds weights of inception_v1, this training is of inception_v4"):
         train(replace(config, encoder="inception_v4", encoder_from=file))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [("uint8", (127.5, 127.5)), ("uint16", (2500, 600 * 127.5 / 57.4))],
+)
+def test_the_first_layer_meets_values_as_large_as_public_weights_were_trained_on(config, tmp_path, dtype, expected):
+    bands = tuple(Band(name=name, low=0, high=12000, mean=2500, std=600) for name in "rgb")
+    start = replace(config, encoder_from=tmp_path / "googlenet-1378be20.pth")
+    assert [(b.mean, pytest.approx(b.std)) for b in starting_bands(bands, dtype, start)] == [expected] * 3
+
+
+def test_a_bundles_normalisation_is_for_pixels_of_its_own_type(config):
+    start = replace(config, encoder_from=train(config).path)
+    bands = tuple(Band(name=f"b{i}", low=0, high=12000, mean=2500, std=600) for i in range(3))
+    assert starting_bands(bands, "uint16", start) == bands
+    assert starting_bands(bands, "uint8", start)[0].mean < 200

@@ -35,8 +35,9 @@ def references(serve: Serve, chosen: Iterator[Probe]) -> Iterator[tuple[str, Ref
         with torch.inference_mode():
             logits = serve.logits(*tensors(probe.batch))
             spread = spread or max(float(logits.std()), 1e-12)
-            labels, confidence = serve.decide(logits)[0]
-        yield probe.name, Reference(labels.numpy(), confidence.numpy(), _margin(logits, spread).numpy())
+            labels, confidence = serve.spread(serve.decide(logits))[0]
+            margin = serve.spread(_margin(logits, spread)[None, None])[0, 0]
+        yield probe.name, Reference(labels.numpy(), confidence.numpy(), margin.numpy())
 
 
 def eager(bundle: Bundle, precision: str, *, planes: tuple[str, ...] | None = None) -> Serve:

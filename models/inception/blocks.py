@@ -206,9 +206,26 @@ class LocalResponseNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> the same shape."""
-        square = functional.pad((x * x).unsqueeze(1), (0, 0, 0, 0, 2, 2))
-        mean = functional.avg_pool3d(square, (5, 1, 1), stride=1).squeeze(1)
+        channels = x.shape[1]
+        square = functional.pad(x * x, (0, 0, 0, 0, 2, 2))
+        mean = sum(square[:, shift : shift + channels] for shift in range(5)) / 5
         return x / (1 + 1e-4 * mean) ** 0.75
+
+
+def adaptive_mean(x: Tensor, cells: int) -> Tensor:
+    """(N, C, H, W) -> (N, C, cells, cells): what `adaptive_avg_pool2d` gives, with a gradient that repeats on GPUs."""
+    rows, cols = (_averages(size, cells).to(x) for size in x.shape[-2:])
+    return rows @ x @ cols.T
+
+
+def _averages(size: int, cells: int) -> Tensor:
+    """(cells, size): row i averages from floor(i size / cells) to ceil((i + 1) size / cells)."""
+    starts = [cell * size // cells for cell in range(cells)]
+    ends = [-(-(cell + 1) * size // cells) for cell in range(cells)]
+    rows = torch.zeros(cells, size, dtype=torch.float64)
+    for row, start, end in zip(rows, starts, ends, strict=True):
+        row[start:end] = 1 / (end - start)
+    return rows
 
 
 class Parallel(nn.Module):

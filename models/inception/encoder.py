@@ -79,5 +79,7 @@ def style_of(
     """How `network` is made; `count_include_pad` as its public weights want it if None."""
     if padding not in {"same", "valid"}:
         raise ValueError(f"padding is {padding!r}: choose 'same' (aligned with the pixels) or 'valid' (as published)")
+    if not isinstance(count_include_pad, bool | None):
+        raise ValueError(f"count_include_pad is {count_include_pad!r}: choose true or false")  # noqa: TRY004 - see `variant`
     counted = network.count_include_pad if count_include_pad is None else count_include_pad
     return Style(padding, width, network.bn, network.bias, network.eps, counted)

@@ -1,7 +1,7 @@
 """The networks by name."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from models.inception import resnet_v1, resnet_v2, v1, v2, v2_factorized, v3, v4
@@ -34,6 +34,19 @@ def find_network(name: str, **variant: Any) -> Network:
     if strange:
         raise ValueError(f"{name} has no option {strange[0]!r}: it has {', '.join(known) or 'none'}")
     return NETWORKS[name](**variant)
+
+
+def check_variant(name: str, variant: Mapping[str, Any]) -> Network:
+    """The network called `name`, if `variant` holds nothing but options that choose among its kinds.
+
+    Raises:
+        ValueError: there is no such network, option or value.
+    """
+    style_of(
+        network := find_network(name, **{key: v for key, v in variant.items() if key != "count_include_pad"}),
+        count_include_pad=variant.get("count_include_pad"),
+    )
+    return network
 
 
 def create_encoder(

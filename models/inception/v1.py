@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.inception.blocks import Conv, ConvBN, Lrn, Pool, Step, Style, V
+from models.inception.blocks import Conv, ConvBN, Lrn, Pool, Step, Style, V, adaptive_mean
 from models.inception.encoder import Network
 
 #      1x1  3x3r  3x3  5x5r  5x5  proj
@@ -35,6 +35,8 @@ def network(*, kernel5: Literal[3, 5] = 5, bn: bool = True) -> Network:
     """
     if kernel5 not in {3, 5}:
         raise ValueError(f"kernel5 is {kernel5!r}: choose 5 (the paper) or 3 (the released weights)")
+    if not isinstance(bn, bool):
+        raise ValueError(f"bn is {bn!r}: choose true or false")  # noqa: TRY004 - a variant that there is not
 
     def module(name: str) -> Step:
         one, reduce3, three, reduce5, five, project = TABLE[name]
@@ -46,15 +48,13 @@ def network(*, kernel5: Literal[3, 5] = 5, bn: bool = True) -> Network:
         }
 
     pool = Pool("max", 2, V, ceil=True)
-    norm: dict[str, Step] = {} if bn else {"norm1": Lrn()}
-    norm2: dict[str, Step] = {} if bn else {"norm2": Lrn()}
     table: dict[str, Step] = {
         "conv1": Conv(64, 7, 2),
         "pool1": pool,
-        **norm,
+        **({} if bn else {"norm1": Lrn()}),
         "conv2": Conv(64),
         "conv3": Conv(192, 3),
-        **norm2,
+        **({} if bn else {"norm2": Lrn()}),
         "pool2": pool,
         **{f"inception{name}": module(name) for name in ("3a", "3b")},
         "pool3": pool,
@@ -87,6 +87,6 @@ class Aux(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels, H, W) -> (N, classes)."""
-        x = torch.flatten(self.conv(functional.adaptive_avg_pool2d(x, 4)), 1)
+        x = torch.flatten(self.conv(adaptive_mean(x, 4)), 1)
         x = functional.dropout(functional.relu(self.fc1(x), inplace=True), 0.7, self.training)
         return self.fc2(x)  # type: ignore[no-any-return] # torch's modules return Any

@@ -1,10 +1,9 @@
 """Inception v3 (Szegedy et al. 2015, "Rethinking the Inception architecture", arXiv:1512.00567), as it was released."""
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.inception.blocks import Conv, ConvBN, Pool, Step, Style, V
+from models.inception.blocks import Conv, ConvBN, Pool, Step, Style, V, adaptive_mean
 from models.inception.encoder import Network
 
 
@@ -103,6 +102,5 @@ class Aux(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels, H, W) -> (N, classes)."""
         small = min(x.shape[-2:]) < 17
-        x = functional.adaptive_avg_pool2d(x, 5) if small else functional.avg_pool2d(x, 5, 3)
-        x = functional.adaptive_avg_pool2d(self.conv1(self.conv0(x)), 1)
-        return self.fc(torch.flatten(x, 1))  # type: ignore[no-any-return] # torch's modules return Any
+        x = adaptive_mean(x, 5) if small else functional.avg_pool2d(x, 5, 3)
+        return self.fc(self.conv1(self.conv0(x)).mean((2, 3)))  # type: ignore[no-any-return] # torch's modules return Any
