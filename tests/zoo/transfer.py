@@ -7,18 +7,21 @@ from pathlib import Path
 
 from tests.zoo.runs import Run, train
 
-ENCODERS = ("inception_v3", "inception_resnet_v2")
+SHIPPED = Path(__file__).parents[2] / "examples" / "bundles" / "buildings"
+ENCODERS = ("inception_v3", "inception_resnet_v2", "inception_v1")
+"""The first two start from the zoo's segmenters, the last from the shipped bundle, which was trained for longer."""
 QUESTIONS = ("building", "area")
 FEW = ("20", "100", "")
 """Ends of the tables' names: tiles to train on; all of them at last."""
 STARTS = {
-    "glorot": ("--rate", "0.001"),
-    "frozen": ("--rate", "0.01", "--freeze", "40"),
-    "fine-tuned": ("--rate", "0.01", "--freeze", "10", "--encoder-rate", "0.1"),
+    "glorot": ("--steps", "40", "--rate", "0.001"),
+    "frozen": ("--steps", "120", "--rate", "0.001", "--freeze", "120"),
+    "fine-tuned": ("--steps", "90", "--rate", "0.002", "--freeze", "50", "--encoder-rate", "0.5"),
 }
-"""What a training does with its encoder; all but the first start from the segmenter's, and hurry with the head."""
+"""How a training starts and goes on: 40 steps of the whole network, none, or 40 behind 50 of the head alone. All but
+the first start from the segmenter's encoder."""
 BUDGET = (
-    *("--task", "classify", "--chip", "96", "--steps", "40", "--batch", "8", "--warmup", "10"),
+    *("--task", "classify", "--chip", "96", "--batch", "8", "--warmup", "10"),
     *("--class-weights", "balanced", "--precision", "bf16-mixed", "--seed", "0"),
 )
 
@@ -40,8 +43,17 @@ def transfer_runs(folder: Path, runs: Path) -> Iterator[Run]:
                 table = f"{question}-{few}" if few else question
                 shared = ("--images", str(folder / "images"), "--labels", str(folder / f"{table}.csv"), *BUDGET)
                 for start, options in STARTS.items():
-                    from_ = () if start == "glorot" else ("--encoder-from", str(runs / f"{encoder}-unet"))
-                    yield Run(f"{encoder}-{table}-{start}", (*shared, "--encoder", encoder, *options, *from_))
+                    from_ = () if start == "glorot" else ("--encoder-from", str(segmenter_of(encoder, runs)))
+                    width = "0.75" if encoder == "inception_v1" else "1"
+                    yield Run(
+                        f"{encoder}-{table}-{start}",
+                        (*shared, "--encoder", encoder, "--width", width, *options, *from_),
+                    )
+
+
+def segmenter_of(encoder: str, runs: Path) -> Path:
+    """The bundle whose encoder is the start."""
+    return SHIPPED if encoder == "inception_v1" else runs / f"{encoder}-unet"
 
 
 def train_transfer(data: Path, out: Path) -> None:
