@@ -47,8 +47,8 @@ class TrainConfig:
     """Of a segmenter."""
     decoder_channels: tuple[int, ...] = ()
     """As the decoder's class takes them; its own if empty."""
-    output_stride: Literal[1, 2, 4] = 1
-    """Pixels between two logits of a segmenter."""
+    output_stride: Literal[1, 2, 4] = 2
+    """Pixels between two logits of a segmenter; docs/models.md has what 1 costs and 4 loses."""
     aux: bool = False
     """Auxiliary heads, where a classifier has them: they serve the training alone."""
     init: Literal["glorot", "glorot-truncated"] = "glorot"

@@ -44,7 +44,7 @@ def create_segmenter(
     width: float = 1.0,
     padding: Padding = "same",
     decoder_channels: Sequence[int] | None = None,
-    output_stride: int = 1,
+    output_stride: int = 2,
     **variant: Any,
 ) -> Segmenter:
     """A network with the default initialisation of its layers: see `models.init` for training from scratch.
@@ -57,7 +57,7 @@ def create_segmenter(
         width: multiplier of the encoder's channels.
         padding: of the encoder: only `same` aligns features with pixels.
         decoder_channels: as the decoder's class takes them; its `WIDTHS` if None.
-        output_stride: 1, or 2 or 4 for logits on a coarser grid, which are enlarged bilinearly.
+        output_stride: 2 or 4 for logits on a coarser grid, which are enlarged bilinearly; 1 for one at each pixel.
         variant: options of the encoder.
 
     Raises:

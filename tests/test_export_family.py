@@ -43,7 +43,7 @@ class Answers(nn.Module):
 
     def forward(self, pixels, valid, scale, offset):
         logits = self.serve.logits(pixels, valid, scale, offset)
-        return self.serve.decide(logits), logits
+        return self.serve.spread(self.serve.decide(logits)), logits
 
 
 def served(network, spec=None):
@@ -89,6 +89,7 @@ def agree(path, serve, inputs):
     expected, logits = answers(serve, inputs)
     best = np.sort(logits, 1)
     tied = best[:, -1] - best[:, -2] < 1e-4 * np.abs(logits).max()
+    tied = tied.repeat(serve.cell, 1).repeat(serve.cell, 2)
     assert tied.mean() < 0.01
     assert len(np.unique(expected[:, 0])) > 1
     for run, count in product((onnx_runtime(path), open_vino(path)), (3, 1)):

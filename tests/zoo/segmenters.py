@@ -30,7 +30,7 @@ def scenes(data: Path, out: Path) -> Path:
 
 def encoder_runs(folder: Path) -> list[Run]:
     """One for each encoder."""
-    shared = ("--images", str(folder), "--labels", str(folder), *BUDGET, "--steps", "150")
+    shared = ("--images", str(folder), "--labels", str(folder), *BUDGET, "--steps", "150", "--output-stride", "1")
     return [Run(f"{encoder}-unet", (*shared, "--encoder", encoder)) for encoder in ENCODERS]
 
 
