@@ -51,7 +51,7 @@ def encoders(out: Path) -> str:
 
 
 def _encoder(name: str, out: Path) -> list[str]:
-    encoder, segmenter = create_encoder(name), create_segmenter(name, CLASSES)
+    encoder, segmenter = create_encoder(name), create_segmenter(name, CLASSES, output_stride=1)
     measured = _engines(out)[Graph(name).name]
     return [
         f"`{name}`",
