@@ -4,7 +4,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 PUBLIC := torchvision==0.29.1 timm==1.0.31 segmentation-models-pytorch==0.6.0 facenet-pytorch==2.6.0 \
 	pretrainedmodels==0.7.4
-PUBLIC_NEEDS := munch tqdm requests urllib3 charset-normalizer idna certifi huggingface-hub httpx2 httpcore2 truststore
+PUBLIC_NEEDS := six munch tqdm requests urllib3 charset-normalizer idna certifi huggingface-hub httpx2 httpcore2 truststore
 
 .PHONY: setup demo lint test test-slow test-nasty parity models bench clean
 
