@@ -24,8 +24,6 @@ from flows.options import (
     Backfill,
     BundleDir,
     Check,
-    ExampleLabels,
-    Examples,
     Images,
     KeepStaged,
     Labels,
@@ -35,23 +33,20 @@ from flows.options import (
     RunOptions,
     ScenePath,
     Scheduler,
-    TrainOptions,
     existing,
     named,
-    numbers,
     readable,
     spelled_out,
 )
 from flows.progress import bar
 from flows.show import complain, err, out, rows, say, score_table, summary
+from flows.training import ExampleLabels, Examples, TrainOptions, make_chips, show_confusion
 from flows.weights import weights
 from pipeline.errors import SceneError, UsageError, WidefieldError
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from models.bundle import Bundle
-    from pipeline.chips import ChipsSummary
     from pipeline.executors import Executor
     from pipeline.nightly import ArchiveRequest
     from pipeline.schedule import Listener
@@ -266,68 +261,11 @@ def train(
     _, colors, codes = options.legend()
     config = options.config(folder, card=card, colors=colors, codes=codes)
     make_folder(folder)
-    chips = (
-        _image_chips(images, labels, folder, options)
-        if options.task == "classify"
-        else (_scene_chips(images, labels, folder, options))
-    )
-    shares = ", ".join(f"{name} {share:.1%}" for name, share in chips.shares.items())
-    dropped = f"{chips.dropped} {'left out' if options.task == 'classify' else 'without a label'}"
-    say(f"chips: {chips.train} to train on, {chips.val} to validate, {dropped}; {shares}")
+    make_chips(images, labels, folder, options)
     bundle = fit(config, lambda line: say(json.dumps(line)))
     say(f"bundle {bundle.digest[:12]} in {bundle.path}")
     if options.task == "classify":
-        _confusion(bundle)
-
-
-def _scene_chips(images: Path, labels: Path | None, folder: Path, options: TrainOptions) -> "ChipsSummary":
-    from pipeline.chips import read_split, write_chips
-    from pipeline.labels import list_images
-
-    if labels is None:
-        raise UsageError("--labels is missing: name the file or the folder of the scenes' labels")
-    if not options.classes:
-        raise UsageError("--class is missing: name each class, 0 first, as in --class background --class building")
-    with readable(options.split, "--split"):
-        split = read_split(options.split) if options.split else None
-    return write_chips(
-        list_images(images),
-        existing(labels, "--labels"),
-        folder / "chips.zarr",
-        classes=options.legend()[0],
-        size=options.edge,
-        seed=options.seed,
-        attribute=options.attribute,
-        split=split,
-        bands=numbers(options.bands, "--bands", least=1),
-    )
-
-
-def _image_chips(images: Path, labels: Path | None, folder: Path, options: TrainOptions) -> "ChipsSummary":
-    from pipeline.imagefolder import class_names, list_examples, write_image_chips
-
-    if labels is not None:
-        existing(labels, "--labels")
-    examples = list_examples(images, labels, seed=options.seed)
-    return write_image_chips(
-        examples,
-        folder / "chips.zarr",
-        classes=options.legend()[0] or class_names(examples),
-        size=options.edge,
-        seed=options.seed,
-        bands=numbers(options.bands, "--bands", least=1),
-    )
-
-
-def _confusion(bundle: "Bundle") -> None:
-    from models.bundle import load_metrics
-    from pipeline.publish.confusion import write_confusion
-
-    val = load_metrics(bundle)["val"]
-    write_confusion(bundle.path / "confusion.png", val["confusion"], [entry.name for entry in bundle.spec.classes])
-    scores = ", ".join(f"{name} {value:.3f}" for name, value in val["f1"].items() if value is not None)
-    accuracy = "-" if val["accuracy"] is None else f"{val['accuracy']:.3f}"
-    say(f"accuracy {accuracy}; F1 {scores}; {bundle.path / 'confusion.png'}")
+        show_confusion(bundle)
 
 
 @app.command(epilog="Example: `widefield evaluate --bundle B --images examples/scenes --labels examples/labels --json`")

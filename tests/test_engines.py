@@ -8,6 +8,7 @@ import pytest
 import torch
 from drawn_bundle import draw_bundle
 
+from models.engines import build
 from models.engines import prepare as preparing
 from models.engines.base import Batch, EngineRecord, EngineRequest, overlapped, padded
 from models.engines.cache import Cache
@@ -261,3 +262,12 @@ def test_what_invalid_pixels_store_reaches_nobody_in_openvino(tmp_path, dtype, p
     expected, found = engine.map([everywhere, replace(clean, pixels=poisoned)])
     np.testing.assert_array_equal(found, expected)
     assert len(np.unique(found[:, 0])) == 3
+
+
+def test_a_network_whose_first_batch_takes_long_is_measured_all_the_same(monkeypatch):
+    class Slow:
+        def map(self, batches):
+            yield from batches
+
+    monkeypatch.setattr(build, "SECONDS", 0.0)
+    assert len(list(build._timed(Slow(), "batch"))) == build.WARM_UP + 1

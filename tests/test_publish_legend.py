@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from rasterio.crs import CRS
 from rio_cogeo import cog_validate
 
-from flows.options import TrainOptions
+from flows.training import TrainOptions
 from models.spec import Class
 from pipeline.executors import SerialExecutor
 from pipeline.georef import Georef
