@@ -36,8 +36,9 @@ TASK_SECONDS = 15.0
 """Wanted length of a task on a CPU."""
 GDAL_CACHE = 32 * 2**20
 """Bytes of decoded source blocks that GDAL may keep in each process."""
-SLACK = 128 * 2**20
-"""Bytes for what is not counted one by one: zarr's buffers, report pages, the allocator's fragmentation."""
+SLACK = 192 * 2**20
+"""Bytes for what is not counted one by one: libraries that the measured engine does without, zarr's buffers, report
+pages, the allocator's fragmentation."""
 
 
 @dataclass(frozen=True)
