@@ -6,18 +6,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
 import numpy as np
 import torch
 import zarr
 from numpy.typing import NDArray
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
 from models.errors import TrainingError
-from models.spec import NODATA, Band, ClassName, DType, Value
+from models.spec import NODATA, Band, ClassName, DType, Value, check_objects
 
 IN_MEMORY = 2 << 30
 """Chips of up to this many bytes are read once and kept; larger sets are read chip by chip."""
@@ -41,7 +41,22 @@ class Chip(Value):
     scene: str
     row: int
     col: int
-    split: Literal["train", "val"]
+    split: Literal["train", "val", "sealed"]
+    """Sealed chips are for the gate between two models alone: neither training nor choosing sees them."""
+    slot: Annotated[int, Field(ge=0)]
+    """Where in the arrays it lies."""
+
+
+class ChipScene(Value):
+    """A scene that chips were cut from."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    fingerprint: str
+    labels: str = ""
+    """Fingerprint of its labels; not known of chips of schema 1."""
+    origin: Literal["drawn", "corrected", "model"] = "drawn"
+    """Who made the labels."""
 
 
 class ChipsHeader(Value):
@@ -49,7 +64,7 @@ class ChipsHeader(Value):
 
     model_config = ConfigDict(extra="ignore")
 
-    schema_version: Literal[1]
+    schema_version: Literal[1, 2]
     bands: tuple[str, ...]
     dtype: DType
     classes: tuple[ChipClass, ...]
@@ -58,11 +73,27 @@ class ChipsHeader(Value):
     resolution: tuple[float, float] | None
     task: Literal["segment", "classify"] = "segment"
     """Whether pixels have labels, or images: then all labelled pixels of a chip have the same."""
+    objects: tuple[int, ...] = ()
+    """Ids of the classes whose connected pixels are things to be counted."""
+    boundary: int | None = None
+    """Id of the class that keeps touching objects apart."""
+    extent: tuple[float, float, float, float] | None = None
+    """West, south, east and north of all scenes in degrees, where they have a georeference."""
+    scenes: dict[str, ChipScene] = Field(default_factory=dict)
+    """By the name that chips have for them."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_objects(self.objects, self.boundary, len(self.classes))
+        slots = [chip.slot for chip in self.chips]
+        if len(set(slots)) < len(slots):
+            raise ValueError("two chips lie in one slot")
+        return self
 
 
 @dataclass(frozen=True)
 class Chips:
-    """All chips of one folder: N squares of S x S pixels with C bands."""
+    """All chips of one folder, in the order of their records: N squares of S x S pixels with C bands."""
 
     header: ChipsHeader
     pixels: Any
@@ -75,6 +106,9 @@ class Chips:
     """(N, C): value = stored * scale + offset."""
     offset: NDArray[np.float32]
     """(N, C)."""
+    objects: Any | None = None
+    """(N, S, S) uint16, 0 where there is no object, ids of one chip; None, or 0 all over a chip, where labels have
+    none."""
 
     @property
     def edge(self) -> int:
@@ -82,15 +116,16 @@ class Chips:
         return int(self.pixels.shape[-1])
 
     def digest(self) -> str:
-        """SHA-256 over pixels, valid masks and labels, chip by chip."""
+        """SHA-256 over split, pixels, valid mask and labels of each record; the slots make no difference."""
         content = hashlib.sha256()
-        for index in range(len(self.header.chips)):
+        for index, chip in enumerate(self.header.chips):
+            content.update(chip.split.encode())
             for array in (self.pixels, self.valid, self.labels):
                 content.update(np.asarray(array[index]).tobytes())
         return content.hexdigest()
 
     def indices(self, split: str) -> list[int]:
-        """Chips of `train` or `val`, in order."""
+        """Chips of `train`, `val` or `sealed`, in order."""
         return [i for i, chip in enumerate(self.header.chips) if chip.split == split]
 
     def values(self, index: int) -> NDArray[np.float32]:
@@ -103,6 +138,21 @@ class Chips:
         return cast("NDArray[np.bool_]", (self.valid[index] != 0) & np.isfinite(self.pixels[index]).all(0))
 
 
+@dataclass(frozen=True)
+class _Records:
+    """A stored array by record instead of by slot; each chip is read when it is asked for."""
+
+    stored: Any
+    slots: list[int]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.slots), *self.stored.shape[1:])
+
+    def __getitem__(self, index: int) -> NDArray[Any]:
+        return np.asarray(self.stored[self.slots[index]])
+
+
 def open_chips(path: Path) -> Chips:
     """The chips at `path`, read into memory where they are small.
 
@@ -111,18 +161,36 @@ def open_chips(path: Path) -> Chips:
     """
     try:
         group = zarr.open_group(path, mode="r")
-        attributes = dict(group.attrs)
-        header = ChipsHeader.model_validate({"schema_version": attributes.pop("schema", None), **attributes})
-        arrays: dict[str, Any] = {name: group[name] for name in ("pixels", "valid", "labels", "scale", "offset")}
+        header = _read_header(dict(group.attrs))
+        stored: dict[str, Any] = {name: group[name] for name in ("pixels", "valid", "labels", "scale", "offset")}
+        stored |= {"objects": group["objects"]} if "objects" in group else {}
     except (OSError, KeyError, ValueError) as error:
         raise TrainingError(
-            f"{path} holds no chips of schema 1 ({error}): make them again from images and labels"
+            f"{path} holds no chips of schema 1 or 2 ({error}): make them again from images and labels"
         ) from error
-    small = sum(array.nbytes for array in arrays.values()) <= IN_MEMORY
-    lazy: dict[str, Any] = {name: array[:] if small or array.ndim == 2 else array for name, array in arrays.items()}
-    if len(header.chips) != arrays["pixels"].shape[0]:
-        raise TrainingError(f"{path} lists {len(header.chips)} chips but holds {arrays['pixels'].shape[0]}")
-    return Chips(header, **lazy)
+    slots = [chip.slot for chip in header.chips]
+    if slots and max(slots) >= stored["pixels"].shape[0]:
+        raise TrainingError(f"{path} lists a chip in slot {max(slots)}, but has {stored['pixels'].shape[0]} slots")
+    small = (
+        sum(array.nbytes // array.shape[0] for array in stored.values()) * len(slots) <= IN_MEMORY if slots else True
+    )
+    arrays = {name: _by_record(array, slots, size <= IN_MEMORY or array.ndim == 2) for name, array in stored.items()}
+    return Chips(header, **arrays)
+
+
+def _read_header(attributes: dict[str, Any]) -> ChipsHeader:
+    """Of schema 1, in which a chip's number was its slot and a scene had a fingerprint alone, as of schema 2."""
+    attributes["schema_version"] = attributes.pop("schema", None)
+    if attributes["schema_version"] == 1:
+        attributes["chips"] = [{**chip, "slot": slot} for slot, chip in enumerate(attributes["chips"])]
+        attributes["scenes"] = {name: {"fingerprint": mark} for name, mark in attributes.get("scenes", {}).items()}
+    return ChipsHeader.model_validate(attributes)
+
+
+def _by_record(stored: Any, slots: list[int], whole: bool) -> Any:
+    if not whole:
+        return _Records(stored, slots)
+    return stored[:] if slots == list(range(stored.shape[0])) else stored.oindex[np.array(slots, int)]
 
 
 def measure_bands(chips: Chips, indices: list[int], units: tuple[str, ...] = ()) -> tuple[Band, ...]:

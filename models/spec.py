@@ -8,8 +8,9 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-SCHEMA: Final = 2
-"""Version of `spec.json`; 1, which had neither variants of encoders nor classifiers, is read as well."""
+SCHEMA: Final = 3
+"""Version of `spec.json`; 2, which knew no objects, and 1, which had neither variants of encoders nor classifiers, are
+read as well."""
 NODATA: Final = 255
 """The value of every uint8 plane where the scene is invalid; never a class."""
 WIDE_NODATA: Final = 65535
@@ -75,7 +76,7 @@ class Architecture(Value):
 class ModelSpec(Value):
     """A model as the rest of the system sees it: a segmenter, or a classifier of square patches."""
 
-    schema_version: Literal[1, 2] = SCHEMA
+    schema_version: Literal[1, 2, 3] = SCHEMA
     name: ClassName
     architecture: Architecture
     bands: Annotated[tuple[Band, ...], Field(min_length=1)]
@@ -84,6 +85,10 @@ class ModelSpec(Value):
     resolution: tuple[float, float] | None = None
     """Smallest and largest ground size of a pixel, in metres; None where the model does not care."""
     classes: Annotated[tuple[Class, ...], Field(min_length=2, max_length=NODATA)]
+    objects: tuple[int, ...] = ()
+    """Ids of the classes whose connected pixels are things to be counted."""
+    boundary: int | None = None
+    """Id of the class that keeps touching objects apart."""
     planes: tuple[Plane, ...] = ("labels", "confidence")
     stride: Annotated[int, Field(ge=1)] = 32
     """Total stride of the network, in pixels: core, halo and tile are multiples of it."""
@@ -117,6 +122,11 @@ class ModelSpec(Value):
         return self
 
     @model_validator(mode="after")
+    def _check_objects(self) -> Self:
+        check_objects(self.objects, self.boundary, len(self.classes))
+        return self
+
+    @model_validator(mode="after")
     def _check_sizes(self) -> Self:
         if len({b.name for b in self.bands}) != len(self.bands):
             raise ValueError("band names repeat")
@@ -135,3 +145,17 @@ class ModelSpec(Value):
         if self.tiles[0] <= 2 * self.halo:
             raise ValueError(f"tile {self.tiles[0]} leaves no core with halo {self.halo}")
         return self
+
+
+def check_objects(objects: tuple[int, ...], boundary: int | None, classes: int) -> None:
+    """Classes of objects, and the one between them, must be classes; the latter is none of the former.
+
+    Raises:
+        ValueError: an id is no class, is named twice, or is both.
+    """
+    named = objects if boundary is None else (*objects, boundary)
+    wrong = [each for each in named if not 0 <= each < classes]
+    if wrong:
+        raise ValueError(f"objects {objects}, boundary {boundary}: {wrong[0]} is no class, ids are below {classes}")
+    if len(set(named)) < len(named):
+        raise ValueError(f"objects {objects}, boundary {boundary}: a class is named twice")

@@ -272,6 +272,8 @@ def make_spec(config: TrainConfig, chips: Chips, bands: tuple[Band, ...]) -> Mod
             Class(id=c.id, name=c.name, color=color, code=code)
             for c, color, code in zip(classes, colors, codes, strict=True)
         ),
+        objects=chips.header.objects,
+        boundary=chips.header.boundary,
         licence=config.licence,
         attribution=config.attribution,
         **_sizes(config),

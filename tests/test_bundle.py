@@ -109,3 +109,18 @@ def test_opening_a_bundle_loads_no_torch(tmp_path):
     use = f"import sys, models.bundle as b; b.load_probes(b.open_bundle({str(tmp_path)!r}))"
     code = f"{use}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_specs_of_all_schemas_are_read(version):
+    written = SPEC.model_dump(mode="json", exclude={"objects", "boundary"}) | {"schema_version": version}
+    assert (ModelSpec.model_validate(written).objects, ModelSpec.model_validate(written).boundary) == ((), None)
+
+
+@pytest.mark.parametrize(
+    ("objects", "boundary", "message"),
+    [((2,), None, "2 is no class, ids are below 2"), ((1,), 1, "a class is named twice"), ((), 5, "5 is no class")],
+)
+def test_objects_and_what_parts_them_are_different_classes(objects, boundary, message):
+    with pytest.raises(ValueError, match=message):
+        ModelSpec.model_validate(SPEC.model_dump() | {"objects": objects, "boundary": boundary})

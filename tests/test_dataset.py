@@ -3,6 +3,7 @@ import pytest
 import torch
 from drawn_chips import draw_chips
 
+from models import dataset
 from models.dataset import Augmentation, Sampler, draw_probes, measure_bands, normalised, open_chips, read_ahead, warp
 from models.errors import TrainingError
 
@@ -14,6 +15,31 @@ def sampler(path, **options):
     train = chips.indices("train")
     options = {"batch": 4, "crop": 32, **options}
     return Sampler(chips, train, measure_bands(chips, train), **options)
+
+
+@pytest.mark.parametrize("kept", [2 << 30, 0])
+def test_the_slots_of_chips_make_no_difference(tmp_path, monkeypatch, kept):
+    monkeypatch.setattr(dataset, "IN_MEMORY", kept)
+    plain, moved = (open_chips(draw_chips(tmp_path / str(s), slots=s)) for s in (None, (4, 0, 9, 2, 3, 8)))
+    assert moved.digest() == plain.digest()
+    assert moved.pixels.shape == (6, 3, 64, 64)
+    for index in range(6):
+        for name in ("pixels", "valid", "labels", "objects", "scale", "offset"):
+            assert np.array_equal(getattr(moved, name)[index], getattr(plain, name)[index])
+
+
+def test_chips_of_schema_1_are_read_as_chips_without_objects(tmp_path):
+    old, new = (open_chips(draw_chips(tmp_path / str(schema), schema=schema)) for schema in (1, 2))
+    assert old.digest() == new.digest()
+    assert old.objects is None
+    assert [chip.slot for chip in old.header.chips] == [0, 1, 2, 3, 4, 5]
+    assert (old.header.objects, old.header.boundary) == ((), None)
+    assert old.header.scenes["a"].fingerprint == new.header.scenes["a"].fingerprint == "print"
+
+
+def test_sealed_chips_are_neither_trained_on_nor_chosen_by(tmp_path):
+    chips = open_chips(draw_chips(tmp_path / "c", sealed=2))
+    assert [chips.indices(split) for split in ("train", "val", "sealed")] == [[1, 2], [0, 3], [4, 5]]
 
 
 def test_bands_are_measured_over_valid_training_pixels_in_the_bands_unit(tmp_path):
@@ -99,10 +125,14 @@ def test_probes_are_validation_crops_within_the_budget(tmp_path):
 
 
 def test_what_cannot_be_trained_on_is_refused(tmp_path):
-    with pytest.raises(TrainingError, match="holds no chips of schema 1"):
+    with pytest.raises(TrainingError, match="holds no chips of schema 1 or 2"):
         open_chips(tmp_path / "none")
     with pytest.raises(TrainingError, match="crops of 96 pixels do not fit chips of 64"):
         sampler(draw_chips(tmp_path / "c"), crop=96)
+    with pytest.raises(TrainingError, match="two chips lie in one slot"):
+        open_chips(draw_chips(tmp_path / "twice", slots=(0, 1, 2, 3, 4, 4)))
+    with pytest.raises(TrainingError, match="a class is named twice"):
+        open_chips(draw_chips(tmp_path / "objects", objects=(1, 1)))
     chips = open_chips(tmp_path / "c")
     with pytest.raises(TrainingError, match="no training chip has a valid pixel"):
         measure_bands(chips, [])
