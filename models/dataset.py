@@ -171,9 +171,7 @@ def open_chips(path: Path) -> Chips:
     slots = [chip.slot for chip in header.chips]
     if slots and max(slots) >= stored["pixels"].shape[0]:
         raise TrainingError(f"{path} lists a chip in slot {max(slots)}, but has {stored['pixels'].shape[0]} slots")
-    small = (
-        sum(array.nbytes // array.shape[0] for array in stored.values()) * len(slots) <= IN_MEMORY if slots else True
-    )
+    size = len(slots) * sum(array.nbytes // max(array.shape[0], 1) for array in stored.values())
     arrays = {name: _by_record(array, slots, size <= IN_MEMORY or array.ndim == 2) for name, array in stored.items()}
     return Chips(header, **arrays)
 
