@@ -91,6 +91,25 @@ def spread(length: int, count: int) -> NDArray[np.intp]:
     return np.asarray((2 * np.arange(count) + 1) * length // (2 * count))
 
 
+def near_borders(window: Window, core: int, reach: int, scene: Window | None = None) -> NDArray[np.bool_]:
+    """(H, W) of `window`: at most `reach` pixels from a border between two cores, above, below, left or right.
+
+    Cores of `core` pixels lie on the lattice of the scene's first pixel. Edges of `scene` are no borders; without it,
+    the lattice goes on for ever, down and to the right.
+    """
+    rows = _near_lines(window.row, window.height, core, reach, scene.stop_row if scene else None)
+    cols = _near_lines(window.col, window.width, core, reach, scene.stop_col if scene else None)
+    return rows[:, None] | cols
+
+
+def _near_lines(start: int, length: int, core: int, reach: int, end: int | None) -> NDArray[np.bool_]:
+    place = np.arange(start, start + length)
+    behind = place % core
+    after = place - behind + core
+    is_border = np.ones(length, np.bool_) if end is None else after < end
+    return ((place >= core) & (behind < reach)) | (is_border & (after - place <= reach))
+
+
 @dataclass(frozen=True)
 class Core:
     """The pixels that one tile owns."""
