@@ -28,3 +28,11 @@ class TrainingError(WidefieldError):
 
 class EngineError(WidefieldError):
     """No engine can be built or loaded here, or an engine failed its parity gate."""
+
+
+class RegistryError(UsageError):
+    """A registry is missing, damaged, of another schema, or does not hold what it is asked for."""
+
+
+class ConflictError(RegistryError):
+    """Somebody else has changed the registry since it was looked at: nothing was written."""

@@ -3,6 +3,8 @@
     WidefieldError              exit 1
     ├── UsageError              exit 2: nothing was started
     │   ├── BundleError         missing, incomplete, or a byte has changed
+    │   ├── RegistryError       missing, damaged, or does not hold what it is asked for
+    │   │   └── ConflictError   somebody else has changed it meanwhile
     │   ├── WeightsError        public weights that cannot be had or read, or are of another network
     │   └── OutputError         output folder not writable, locked by a living run, two scenes with one output
     ├── SceneError              this scene cannot be segmented; others go on
@@ -19,16 +21,27 @@
 Foreign exceptions (rasterio, zarr, fsspec, OSError) become these where a scene is opened or read, and nowhere else.
 """
 
-from models.errors import BundleError, EngineError, TrainingError, UsageError, WeightsError, WidefieldError
+from models.errors import (
+    BundleError,
+    ConflictError,
+    EngineError,
+    RegistryError,
+    TrainingError,
+    UsageError,
+    WeightsError,
+    WidefieldError,
+)
 
 __all__ = [
     "BundleError",
+    "ConflictError",
     "EngineError",
     "IncompleteError",
     "LabelError",
     "OutputError",
     "PlanError",
     "RefusedError",
+    "RegistryError",
     "SceneError",
     "SpaceError",
     "TrainingError",
