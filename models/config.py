@@ -8,11 +8,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import nn
+
 from models.bundle import Storage
 from models.dataset import Augmentation
 from models.errors import TrainingError, UsageError
 from models.inception.family import check_variant
-from models.spec import ModelSpec
+from models.losses import TERMS
+from models.spec import Band
 
 
 @dataclass(frozen=True)
@@ -66,16 +69,22 @@ class TrainConfig:
     """Edge of a crop, in pixels."""
     lr: float = 2e-3
     """Largest learning rate, after the warm-up."""
-    weight_decay: float = 1e-2
-    """Of convolutions only."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """SGD has Nesterov's momentum of 0.9, and wants a rate some thirty times as large."""
+    weight_decay: float | None = None
+    """Of convolutions only; 1e-2 for AdamW and 1e-4 for SGD if None."""
     warmup: int = 100
     """Steps until the largest learning rate; a cosine leads from there to 0."""
     clip: float = 1.0
     """Largest norm of the gradient."""
     foreground: float = 0.0
-    """Share of the crops that is drawn from chips with a class other than 0."""
+    """Share of the crops for which a class other than 0 is drawn first, and then a chip that holds it."""
+    loss: str | None = None
+    """Terms joined by `+`: `ce`, `dice`, `focal`; `ce+dice` of pixels, and `ce` of images, if None."""
+    ema: float = 0.0
+    """Share of the weights' average that a step keeps, at most: 0 stores the last weights themselves."""
     class_weights: Literal["none", "balanced"] = "none"
-    """`balanced` weighs each class in the cross-entropy by the inverse of its share of the labels."""
+    """`balanced` weighs each class by the inverse of its share of the labels, in all terms but Dice."""
     label_smoothing: float = 0.0
     """Share of each label that the cross-entropy spreads evenly over all classes (Szegedy et al. 2015)."""
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -115,13 +124,32 @@ class TrainConfig:
             raise UsageError(f"width is {self.width}: it must be above 0, and at most 4")
         if self.freeze and self.encoder_from is None:
             raise UsageError("a frozen encoder needs a start: name a bundle or public weights, or freeze nothing")
+        self._check_loss()
 
-    def key(self, spec: ModelSpec, chips: str, start: str) -> str:
-        """Digest of what decides the weights: these settings, the chips' bytes, and those of the encoder's start."""
+    def _check_loss(self) -> None:
+        if not set(self.terms) <= set(TERMS) or len(set(self.terms)) < len(self.terms):
+            raise UsageError(f"loss is {self.loss}: join some of {', '.join(TERMS)} by +, each once, as in ce+dice")
+        if self.label_smoothing and "ce" not in self.terms:
+            raise UsageError(f"labels are smoothed in the cross-entropy, loss is {self.loss}: add ce, or smooth none")
+        if self.class_weights != "none" and self.terms == ("dice",):
+            raise UsageError("Dice weighs all classes alike: leave class weights out, or add ce or focal to the loss")
+        if not 0 <= self.ema < 1:
+            raise UsageError(f"ema is {self.ema}: it must be below 1, such as 0.999, or 0 for none")
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Of the loss."""
+        return tuple((self.loss or {"segment": "ce+dice", "classify": "ce"}[self.task]).split("+"))
+
+    def key(self, *, bands: tuple[Band, ...], network: nn.Module, chips: str, start: str) -> str:
+        """Digest of what decides the weights: these settings, the network's tensors by name and shape, the chips'
+        bytes, and those of the start.
+        """
         idle = {"chips", "out", "card", "name", "licence", "attribution", "colors", "codes", "storage", "tiles", "halo"}
         idle |= {"log_every", "save_every", "validate_every", "threads", "accelerator", "encoder_from"}
         facts: dict[str, Any] = {name: value for name, value in asdict(self).items() if name not in idle}
-        facts["bands"] = [band.model_dump() for band in spec.bands]
+        facts["bands"] = [band.model_dump() for band in bands]
+        facts["network"] = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
         facts |= {"chips": chips, "start": start}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 

@@ -1,12 +1,15 @@
 """chips.zarr -> seeded, augmented batches. Batch number `step` of a seed is always the same batch."""
 
 import hashlib
-from collections.abc import Callable, Generator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import KW_ONLY, dataclass
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, cast
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar, cast
 
 import numpy as np
 import torch
@@ -127,6 +130,12 @@ class Chips:
     def indices(self, split: str) -> list[int]:
         """Chips of `train`, `val` or `sealed`, in order."""
         return [i for i, chip in enumerate(self.header.chips) if chip.split == split]
+
+    @cached_property
+    def counts(self) -> NDArray[np.int64]:
+        """(N, K) labelled pixels of each chip, by class."""
+        of = (np.bincount(np.asarray(self.labels[i]).ravel(), minlength=256) for i in range(len(self.header.chips)))
+        return np.array([each[: len(self.header.classes)] for each in of], np.int64)
 
     def values(self, index: int) -> NDArray[np.float32]:
         """(C, S, S) of one chip in the bands' unit; whatever is stored where the scene is invalid."""
@@ -251,9 +260,11 @@ class Sampler:
     seed: int = 0
     augmentation: Augmentation = Augmentation()
     foreground: float = 0.0
-    """Share of the crops that is drawn from chips with a class other than 0."""
+    """Share of the crops for which a class other than 0 is drawn first, and then a chip that holds it."""
     deviations: tuple[float, ...] = ()
     """Of the bands, in their units, where that is not what their normalisation divides by."""
+    rows: slice = field(default_factory=lambda: slice(None))
+    """Which crops of each batch are made here: each of several processes makes some of the same batch."""
 
     def __post_init__(self) -> None:
         if not self.indices:
@@ -266,22 +277,24 @@ class Sampler:
     def batch_at(self, step: int) -> tuple[Tensor, Tensor]:
         """Batch number `step`: normalised (N, C, H, W) float32 and labels (N, H, W) uint8; 0 and 255 where invalid."""
         rng = np.random.default_rng((self.seed, step))
-        chips = [normalised(self.chips, index, self.bands) for index in self._draw(rng)]
+        chips = [normalised(self.chips, index, self.bands) for index in self._draw(rng)[self.rows]]
         images, valid, labels = (torch.stack(parts) for parts in zip(*chips, strict=True))
-        transforms = torch.stack([self._transform(rng) for _ in range(self.batch)])
+        transforms = torch.stack([self._transform(rng) for _ in range(self.batch)])[self.rows]
         images, valid, labels = warp(images, valid, labels, transforms, self.crop)
         return self._jitter(images, rng) * valid[:, None], labels
 
     @cached_property
-    def _rich(self) -> NDArray[np.int64]:
-        """Chips with a class other than 0; all chips where none has one."""
-        rich = [i for i in self.indices if ((self.chips.labels[i] > 0) & (self.chips.labels[i] != NODATA)).any()]
-        return np.asarray(rich or self.indices)
+    def _holding(self) -> list[NDArray[np.int64]]:
+        """For each class other than 0 that occurs, the chips that hold it; all chips, where none occurs."""
+        indices, counts = np.asarray(self.indices), self.chips.counts[self.indices]
+        return [indices[held > 0] for held in counts.T[1:] if held.any()] or [indices]
 
     def _draw(self, rng: np.random.Generator) -> list[int]:
         chosen = rng.choice(np.asarray(self.indices), self.batch)
         if self.foreground:
-            chosen = np.where(rng.random(self.batch) < self.foreground, rng.choice(self._rich, self.batch), chosen)
+            rich = rng.random(self.batch) < self.foreground
+            classes = rng.integers(len(self._holding), size=self.batch)
+            chosen = np.where(rich, [rng.choice(self._holding[each]) for each in classes], chosen)
         return [int(index) for index in chosen]
 
     def _transform(self, rng: np.random.Generator) -> Tensor:
@@ -298,11 +311,11 @@ class Sampler:
 
     def _jitter(self, x: Tensor, rng: np.random.Generator) -> Tensor:
         """Gamma, contrast and brightness, drawn for each image and, more gently, for each of its bands."""
-        much, (n, bands) = self.augmentation, x.shape[:2]
+        much, n, bands = self.augmentation, self.batch, x.shape[1]
 
         def draw(deviation: float) -> Tensor:
             noise = rng.normal(size=(n, 1)) + rng.normal(size=(n, bands)) / 3
-            return torch.from_numpy((deviation * noise).astype(np.float32))[:, :, None, None]
+            return torch.from_numpy((deviation * noise).astype(np.float32))[self.rows, :, None, None]
 
         low, high = (
             torch.tensor([[(getattr(b, end) - b.mean) / b.std] for b in self.bands]) for end in ("low", "high")
@@ -344,18 +357,44 @@ def warp(x: Tensor, valid: Tensor, labels: Tensor, transforms: Tensor, edge: int
     return stack[:, :-1] * known[:, None], known, ids.to(torch.uint8).where(known, NODATA)
 
 
-def read_ahead(make: Callable[[int], T], steps: range, depth: int = 3) -> Generator[T]:
-    """`make(step)` for each step in order, computed up to `depth` steps ahead by one thread."""
-    with ThreadPoolExecutor(1, "read-ahead") as pool:
-        pending = [pool.submit(make, step) for step in steps[:depth]]
-        try:
-            for step in range(steps.start + depth, steps.stop + depth):
-                yield pending.pop(0).result()
-                if step < steps.stop:
-                    pending.append(pool.submit(make, step))
-        finally:
-            for future in pending:
-                future.cancel()
+class ReadAhead(Generic[T]):
+    """`make(step)` for each step in order, computed up to `depth` steps ahead by `threads` threads."""
+
+    def __init__(self, make: Callable[[int], T], steps: range, depth: int = 3, threads: int = 1) -> None:
+        self._make, self._steps = make, iter(steps)
+        self._pool = ThreadPoolExecutor(threads, "read-ahead")
+        self._pending: deque[Future[T]] = deque()
+        self._waited, self._since = 0.0, time.monotonic()
+        for _ in range(depth):
+            self._begin()
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        """The next one, as soon as it is ready, or what went wrong in making it."""
+        if not self._pending:
+            raise StopIteration
+        began = time.monotonic()
+        made = self._pending.popleft().result()
+        self._waited += time.monotonic() - began
+        self._begin()
+        return made
+
+    def waiting(self) -> float:
+        """Share of the time since the last call, or since the start, in which the next one was not ready."""
+        now = time.monotonic()
+        share = self._waited / max(now - self._since, 1e-9)
+        self._waited, self._since = 0.0, now
+        return share
+
+    def close(self) -> None:
+        """Let go of what nobody will ask for."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _begin(self) -> None:
+        for step in islice(self._steps, 1):
+            self._pending.append(self._pool.submit(self._make, step))
 
 
 def draw_probes(

@@ -3,7 +3,6 @@
 import hashlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -123,20 +122,10 @@ def _normalised(bands: tuple[Band, ...], like: tuple[Band, ...]) -> tuple[Band, 
     return tuple(band.model_copy(update={"mean": other.mean, "std": other.std}) for band, other in pairs)
 
 
-def freeze(module: Network, *, encoder: bool) -> None:
+def freeze(module: nn.Module, *, encoder: bool) -> None:
     """Put the network into training; its encoder stays as it is, statistics included, if `encoder` is set."""
     module.train()
-    module.encoder.requires_grad_(not encoder)
-    if encoder:
-        module.encoder.eval()
-
-
-def parameter_groups(module: Network, config: TrainConfig) -> list[dict[str, Any]]:
-    """Kernels decay, vectors do not; `factor` is the share of the learning rate that a group takes."""
-    inside = {id(parameter) for parameter in module.encoder.parameters()}
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for parameter in module.parameters():
-        decay = config.weight_decay if parameter.ndim > 1 else 0.0
-        factor = config.encoder_rate if id(parameter) in inside else 1.0
-        groups.setdefault((decay, factor), []).append(parameter)
-    return [{"params": group, "weight_decay": decay, "factor": factor} for (decay, factor), group in groups.items()]
+    if isinstance(module, Network):
+        module.encoder.requires_grad_(not encoder)
+        if encoder:
+            module.encoder.eval()

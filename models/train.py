@@ -5,40 +5,33 @@ started again with the same configuration goes on there, and ends with the weigh
 `OUT/train.jsonl` holds one line for every few steps. The bundle is written to OUT at the end.
 """
 
-import json
 import math
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models import metrics
+from models.averaging import Average
 from models.bundle import Bundle, make_card, save_bundle, stored_state
 from models.classifier import Classifier
 from models.config import TrainConfig
-from models.dataset import Chips, Sampler, draw_probes, measure_bands, normalised, open_chips, read_ahead
-from models.decoder import DECODERS
+from models.contract import make_spec
+from models.dataset import Chips, ReadAhead, Sampler, draw_probes, measure_bands, open_chips
 from models.errors import TrainingError
+from models.journal import Checkpoint, Log, Report
 from models.network import network_from_spec
 from models.objective import Objective
-from models.spec import Architecture, Band, Class, ModelSpec
-from models.start import Network, freeze, initialise, parameter_groups, settled, start_digest, starting_bands
+from models.optimizer import make_optimizer
+from models.spec import Band, ModelSpec
+from models.start import freeze, initialise, settled, start_digest, starting_bands
+from models.validation import validate
 
-PALETTE = ("#3B4252", "#E4572E", "#17BEBB", "#FFC914", "#76B041", "#8E6C8A", "#2E86AB", "#F18F01")
-"""Colours of classes that the configuration gives none."""
-
-LARGEST_PATCHES = 1152
-"""Largest tile of several patches that a classifier is served with, in pixels."""
-
-Report = Callable[[dict[str, Any]], None]
+GPU_READERS = 4
+"""Threads that make batches beside a GPU, which would wait for one; a processor has other work."""
 
 
 def train(config: TrainConfig, report: Report = lambda _: None) -> Bundle:
@@ -56,65 +49,125 @@ def train(config: TrainConfig, report: Report = lambda _: None) -> Bundle:
     chips, config = open_chips(config.chips), settled(config)
     check_task(config, chips)
     measured = measure_bands(chips, chips.indices("train"), config.units)
-    spec = make_spec(config, chips, starting_bands(measured, chips.header.dtype, config))
+    bands = starting_bands(measured, chips.header.dtype, config)
+    spec = make_spec(config, chips, bands)
     config.out.mkdir(parents=True, exist_ok=True)
-    fabric = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
+    fabric = make_fabric(config)
     with _repeatable(config):
-        module, log = network_from_spec(spec, aux=config.aux), _Log(config.out / "train.jsonl", report)
+        module, log = network_from_spec(spec, aux=config.aux), Log(config.out / "train.jsonl", report)
         taken = initialise(module, config)
         if config.encoder_from is not None:
             log.write(step=0, encoder=taken)
-        _fit(config, fabric, chips, spec, module, log, deviations=tuple(band.std for band in measured))
-        if isinstance(module, Classifier):
-            module.aux = nn.ModuleDict()  # they served the training alone
-        module.load_state_dict(stored_state(module, config.storage))
-        val = validate(module, chips, spec.bands, fabric)
-    bundle = _finish(config, chips, spec, module, val)
+        start, deviations = start_digest(config.encoder_from), tuple(band.std for band in measured)
+        kept = fit(config, chips, bands, module, log, fabric, deviations=deviations, start=start)
+        if isinstance(kept, Classifier):
+            kept.aux = nn.ModuleDict()  # they served the training alone
+        kept.load_state_dict(stored_state(kept, config.storage))
+        val = validate(kept, chips, bands, fabric)
+    bundle = _finish(config, chips, spec, kept, val)
     (config.out / "training.ckpt").unlink(missing_ok=True)
     return bundle
 
 
-def _fit(  # noqa: PLR0917 - one caller
+def fit(  # noqa: PLR0917 - what is trained, on what, told to whom
     config: TrainConfig,
-    fabric: Fabric,
     chips: Chips,
-    spec: ModelSpec,
-    module: Network,
-    log: "_Log",
+    bands: tuple[Band, ...],
+    module: nn.Module,
+    log: Log,
+    fabric: Fabric | None = None,
     *,
-    deviations: tuple[float, ...],
-) -> None:
+    deviations: tuple[float, ...] = (),
+    start: str = "",
+) -> nn.Module:
+    """Train `module` in place, and return the network to keep: itself, or the average of its weights (`config.ema`).
+
+    Goes on from `config.out / "training.ckpt"` where there is one, and leaves one there.
+
+    Args:
+        config: how; what it says of the network's architecture does not matter here.
+        chips: with the labels of pixels, or of images if the network is a classifier.
+        bands: what the chips are normalised with.
+        module: any network from normalised (N, C, H, W) to logits (N, K, H, W), or a `Classifier`.
+        log: takes a line for every few steps.
+        fabric: of `make_fabric`.
+        deviations: of the bands, where that is not what their normalisation divides by.
+        start: names the content of the weights that `module` comes with, where that is not the seed's.
+
+    Raises:
+        TrainingError: a loss that is not finite, or a checkpoint of other settings.
+    """
+    fabric = fabric or make_fabric(config)
+    key = config.key(bands=bands, network=module, chips=chips.digest(), start=start)
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's stubs
-    model, optimizer = fabric.setup(module, torch.optim.AdamW(parameter_groups(module, config), lr=config.lr))
+    model, optimizer = fabric.setup(module, make_optimizer(module, config))
     if isinstance(module, Classifier):
         model.mark_forward_method("with_aux")
-    checkpoint = _Checkpoint(
-        fabric, config.out / "training.ckpt", config.key(spec, chips.digest(), start_digest(config.encoder_from))
-    )
-    start = checkpoint.resume(model=model, optimizer=optimizer)
-    sampler, objective = _sampler(config, chips, spec, deviations), _objective(config, fabric, chips)
-    with closing(read_ahead(sampler.batch_at, range(start, config.steps))) as batches:
-        for step, (images, labels) in enumerate(batches, start):
+    average = Average(module, config.ema) if config.ema else None
+    kept = average.module if average else module
+    state = {"model": model, "optimizer": optimizer, **({"average": kept} if average else {})}
+    checkpoint = Checkpoint(fabric, config.out / "training.ckpt", key)
+    first, objective = checkpoint.resume(**state), _objective(config, fabric, chips)
+    with closing(_batches(config, chips, bands, fabric, range(first, config.steps), deviations)) as batches:
+        for step, (images, labels) in enumerate(batches, first):
             torch.manual_seed((config.seed << 32) + step)  # what dropout draws, on any device, killed or not
             freeze(module, encoder=step < config.freeze)
             for group in optimizer.param_groups:
                 group["lr"] = config.rate(step) * group["factor"]
-            x = fabric.to_device(images.contiguous(memory_format=torch.channels_last))
-            loss = objective.loss(model, x, fabric.to_device(labels))
-            log.add(_finite(loss, "loss", step))
+            loss = objective.loss(model, fabric.to_device(images), fabric.to_device(labels))
             optimizer.zero_grad()
             fabric.backward(loss)
             norm = fabric.clip_gradients(model, optimizer, max_norm=config.clip, error_if_nonfinite=False)
-            _finite(norm, "gradient", step)
+            log.add(_finite(step, loss, norm))
             optimizer.step()
+            if average:
+                average.update(step)
 
             done = step + 1
             if done % config.log_every == 0:
-                log.write(step=done, lr=config.rate(step), loss=log.mean())
+                log.write(step=done, lr=config.rate(step), loss=log.mean(), waiting=round(batches.waiting(), 4))
             if done % config.validate_every == 0 and done < config.steps:
-                log.write(step=done, val=validate(model, chips, spec.bands, fabric))
+                with fabric.autocast():
+                    log.write(step=done, val=validate(kept, chips, bands, fabric))
             if done % config.save_every == 0 or done == config.steps:
-                checkpoint.save(done, model=model, optimizer=optimizer)
+                checkpoint.save(done, **state)
+    return kept
+
+
+def make_fabric(config: TrainConfig) -> Fabric:
+    """Devices and precision."""
+    return Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
+
+
+def _batches(  # noqa: PLR0917 - one caller
+    config: TrainConfig,
+    chips: Chips,
+    bands: tuple[Band, ...],
+    fabric: Fabric,
+    steps: range,
+    deviations: tuple[float, ...],
+) -> ReadAhead[tuple[Tensor, Tensor]]:
+    """Images and labels of each step, laid out as the device wants them, made ahead."""
+    sampler = Sampler(
+        chips,
+        chips.indices("train"),
+        bands,
+        batch=config.batch,
+        crop=config.crop,
+        seed=config.seed,
+        augmentation=config.augmentation,
+        foreground=config.foreground,
+        deviations=deviations,
+    )
+    gpu = fabric.device.type == "cuda"
+
+    def make(step: int) -> tuple[Tensor, Tensor]:
+        images, labels = sampler.batch_at(step)
+        images = images.contiguous(memory_format=torch.channels_last)
+        return (images.pin_memory(), labels.pin_memory()) if gpu else (images, labels)
+
+    threads = GPU_READERS if gpu else 1
+    return ReadAhead(make, steps, depth=3 * threads, threads=threads)
 
 
 def check_task(config: TrainConfig, chips: Chips) -> None:
@@ -131,65 +184,31 @@ def check_task(config: TrainConfig, chips: Chips) -> None:
 
 def _objective(config: TrainConfig, fabric: Fabric, chips: Chips) -> Objective:
     weights = class_weights(chips) if config.class_weights == "balanced" else None
-    return Objective(config.task, None if weights is None else fabric.to_device(weights), config.label_smoothing)
+    weights = None if weights is None else fabric.to_device(weights)
+    return Objective(config.task, config.terms, weights, config.label_smoothing)
 
 
 def class_weights(chips: Chips) -> Tensor:
     """(K,): n / (K n_k) for n labels of the training chips, n_k of them of class k; 0 for a class without any."""
-    counts = np.zeros(256, np.int64)
-    for index in chips.indices("train"):
-        counts += np.bincount(np.asarray(chips.labels[index]).ravel(), minlength=256)
-    counts = counts[: len(chips.header.classes)]
+    counts = chips.counts[chips.indices("train")].sum(0)
     weights = np.where(counts, counts.sum() / (len(counts) * np.maximum(counts, 1)), 0)
     return torch.from_numpy(weights.astype(np.float32))
 
 
-def _sampler(config: TrainConfig, chips: Chips, spec: ModelSpec, deviations: tuple[float, ...]) -> Sampler:
-    return Sampler(
-        chips,
-        chips.indices("train"),
-        spec.bands,
-        batch=config.batch,
-        crop=config.crop,
-        seed=config.seed,
-        augmentation=config.augmentation,
-        foreground=config.foreground,
-        deviations=deviations,
-    )
+def _finite(step: int, loss: Tensor, norm: Tensor | None) -> float:
+    """The loss, if it and the gradient can be stepped with; both come from the device at once.
 
-
-def _finite(value: Tensor | None, what: str, step: int) -> float:
-    number = math.nan if value is None else float(value.detach())
-    if not math.isfinite(number):
-        raise TrainingError(
-            f"the {what} of step {step} is {number}: lower the learning rate, lengthen the warm-up, or check the chips"
-        )
-    return number
-
-
-@dataclass(frozen=True)
-class _Checkpoint:
-    """All that the next step needs, in one file that is replaced atomically."""
-
-    fabric: Fabric
-    path: Path
-    key: str
-    """What decides the weights: a checkpoint of another key is refused."""
-
-    def save(self, step: int, **parts: Any) -> None:
-        """Replace the checkpoint by one after `step` steps."""
-        partial = self.path.with_suffix(".partial")
-        self.fabric.save(partial, {**parts, "step": step, "key": self.key})
-        partial.replace(self.path)
-
-    def resume(self, **parts: Any) -> int:
-        """Restore `parts` in place where there is a checkpoint; the number of steps that are done."""
-        if not self.path.exists():
-            return 0
-        if self.fabric.load(self.path, weights_only=True)["key"] != self.key:
-            raise TrainingError(f"{self.path} belongs to other settings or chips: delete it, or choose another folder")
-        rest = self.fabric.load(self.path, parts, weights_only=True)
-        return int(rest["step"])
+    Raises:
+        TrainingError: they are infinite, or no numbers.
+    """
+    numbers = torch.stack([loss.detach(), loss.detach() if norm is None else norm]).tolist()
+    for what, number in zip(("loss", "gradient"), numbers, strict=True):
+        if not math.isfinite(number):
+            raise TrainingError(
+                f"the {what} of step {step} is {number}: lower the learning rate, lengthen the warm-up, or check the "
+                "chips"
+            )
+    return float(numbers[0])
 
 
 @contextmanager
@@ -206,104 +225,14 @@ def _repeatable(config: TrainConfig) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-class _Log:
-    """Appends JSON lines to OUT/train.jsonl and reports them."""
-
-    def __init__(self, path: Path, report: Report) -> None:
-        self.path, self.report = path, report
-        self.losses: list[float] = []
-        self.started = time.monotonic()
-
-    def add(self, loss: float) -> None:
-        """Note the loss of one step."""
-        self.losses.append(loss)
-
-    def mean(self) -> float:
-        """Mean loss since the last call."""
-        losses, self.losses = self.losses, []
-        return sum(losses) / len(losses)
-
-    def write(self, **facts: Any) -> None:
-        """One line."""
-        facts["seconds"] = round(time.monotonic() - self.started, 2)
-        with self.path.open("a") as file:
-            file.write(json.dumps(facts) + "\n")
-        self.report(facts)
-
-
-def validate(
-    model: nn.Module, chips: Chips, bands: tuple[Band, ...], fabric: Fabric | None = None
-) -> dict[str, object]:
-    """Scores over the whole validation chips, in eval mode (`models.metrics.scores`): pooled pixels, or images.
-
-    `confusion` holds the counts themselves: a row for each true class, a column for each predicted one.
-    """
-    names = [c.name for c in chips.header.classes]
-    counts = np.zeros((len(names), len(names)), np.int64)
-    objective = Objective(chips.header.task)
-    model.eval()
-    for index in chips.indices("val"):
-        x, _, labels = normalised(chips, index, bands)
-        wanted = objective.targets(labels[None]).numpy()
-        counts += metrics.confusion(wanted, _predict(model, x, fabric), len(names))
-    return {**metrics.scores(counts, names), "confusion": counts.tolist()}
-
-
-@torch.inference_mode()
-def _predict(model: nn.Module, x: Tensor, fabric: Fabric | None) -> NDArray[np.uint8]:
-    batch = x[None].contiguous(memory_format=torch.channels_last)
-    logits = model(batch if fabric is None else fabric.to_device(batch))
-    labels: NDArray[np.uint8] = logits.argmax(1).to(torch.uint8).cpu().numpy()
-    return labels
-
-
-def make_spec(config: TrainConfig, chips: Chips, bands: tuple[Band, ...]) -> ModelSpec:
-    """The data contract that the chips and the configuration imply."""
-    classes = chips.header.classes
-    colors = (config.colors + PALETTE * len(classes))[: len(classes)]
-    codes = (config.codes + (None,) * len(classes))[: len(classes)]
-    return ModelSpec(
-        name=config.name,
-        architecture=_architecture(config),
-        bands=bands,
-        dtypes=(chips.header.dtype,),
-        resolution=chips.header.resolution,
-        classes=tuple(
-            Class(id=c.id, name=c.name, color=color, code=code)
-            for c, color, code in zip(classes, colors, codes, strict=True)
-        ),
-        objects=chips.header.objects,
-        boundary=chips.header.boundary,
-        licence=config.licence,
-        attribution=config.attribution,
-        **_sizes(config),
-    )
-
-
-def _architecture(config: TrainConfig) -> Architecture:
-    encoder: dict[str, Any] = {"encoder": config.encoder, "width": config.width, "variant": dict(config.variant)}
-    if config.task == "classify":
-        return Architecture(**encoder, decoder=None, decoder_channels=())
-    channels = config.decoder_channels or DECODERS[config.decoder].WIDTHS
-    return Architecture(
-        **encoder, decoder=config.decoder, decoder_channels=channels, output_stride=config.output_stride
-    )
-
-
-def _sizes(config: TrainConfig) -> dict[str, Any]:
-    """Tiles and halo of a segmenter; a classifier's follow from its patch."""
-    if config.task == "segment":
-        return {"halo": config.halo, "tiles": config.tiles}
-    tiles = tuple(config.crop * count for count in (2, 4, 8) if count == 2 or config.crop * count <= LARGEST_PATCHES)
-    return {"halo": 0, "tiles": tiles, "stride": config.crop, "cell": config.crop}
-
-
 def _finish(config: TrainConfig, chips: Chips, spec: ModelSpec, module: nn.Module, val: dict[str, object]) -> Bundle:
     start = config.encoder_from and {"name": config.encoder_from.name, "digest": start_digest(config.encoder_from)}
     facts = {
         "val": val,
         "chips": {split: len(chips.indices(split)) for split in ("train", "val")},
         "chip_edge": chips.edge,
+        "labels": {name: scene.model_dump() for name, scene in chips.header.scenes.items()},
+        "extent": chips.header.extent,
         "training": {**asdict(config), "chips": config.chips.name, "out": None, "card": None, "encoder_from": start},
     }
     probes, valid = draw_probes(chips)

@@ -1,10 +1,13 @@
+import time
+from contextlib import closing
+
 import numpy as np
 import pytest
 import torch
 from drawn_chips import draw_chips
 
 from models import dataset
-from models.dataset import Augmentation, Sampler, draw_probes, measure_bands, normalised, open_chips, read_ahead, warp
+from models.dataset import Augmentation, ReadAhead, Sampler, draw_probes, measure_bands, normalised, open_chips, warp
 from models.errors import TrainingError
 
 STILL = Augmentation(gain=0, offset=0, gamma=0)
@@ -107,13 +110,60 @@ def test_foreground_draws_only_from_chips_that_have_some(tmp_path):
     assert all((labels == 1).any() for labels in draw.batch_at(0)[1])
 
 
-def test_reading_ahead_keeps_the_order_and_raises_where_it_stands():
-    assert list(read_ahead(lambda step: step * step, range(3, 9))) == [9, 16, 25, 36, 49, 64]
-    assert list(read_ahead(lambda step: step, range(2))) == [0, 1]
-    ahead = read_ahead(lambda step: 1 // (2 - step), range(9))
+def test_a_class_is_drawn_first_and_then_a_chip_that_holds_it(tmp_path):
+    chips = open_chips(draw_chips(tmp_path / "c", count=30, names=("ground", "square", "rare", "absent")))
+    train = chips.indices("train")
+    chips.labels[train[7], :9, :9] = 2
+    chips.labels[train[8:]] = 0
+    draw = Sampler(chips, train, measure_bands(chips, train), batch=4000, crop=64, foreground=0.5)
+    drawn = np.bincount(draw._draw(np.random.default_rng(0)), minlength=30) / 4000
+    assert drawn[train[7]] == pytest.approx(0.5 / 20 + 0.25 + 0.25 / 8, abs=0.02)
+    assert drawn[train[:7]].sum() == pytest.approx(7 * (0.5 / 20 + 0.25 / 8), abs=0.03)
+    assert drawn[chips.indices("val")].sum() == 0
+
+
+def test_processes_share_a_batch_row_by_row(tmp_path):
+    path = draw_chips(tmp_path / "c")
+    images, labels = sampler(path, batch=5).batch_at(3)
+    for rank in range(2):
+        ours = sampler(path, batch=5, rows=slice(rank, None, 2)).batch_at(3)
+        assert torch.equal(ours[0], images[rank::2])
+        assert torch.equal(ours[1], labels[rank::2])
+
+
+def test_counts_are_of_labelled_pixels_by_chip(tmp_path):
+    chips = open_chips(draw_chips(tmp_path / "c"))
+    chips.labels[2, :32] = 255
+    assert chips.counts.shape == (6, 2)
+    assert chips.counts[2].tolist() == [(chips.labels[2] == k).sum() for k in (0, 1)]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_reading_ahead_keeps_the_order_and_raises_where_it_stands(threads):
+    assert list(ReadAhead(lambda step: step * step, range(3, 9), threads=threads)) == [9, 16, 25, 36, 49, 64]
+    assert list(ReadAhead(lambda step: step, range(2), threads=threads)) == [0, 1]
+    ahead = ReadAhead(lambda step: 1 // (2 - step), range(9), threads=threads)
     assert [next(ahead), next(ahead)] == [0, 1]
     with pytest.raises(ZeroDivisionError):
         next(ahead)
+
+
+def test_as_much_is_read_ahead_as_was_asked_for():
+    made = []
+    with closing(ReadAhead(made.append, range(9), depth=3)) as ahead:
+        next(ahead)
+        next(ahead)
+    assert made == [0, 1, 2, 3, 4][: len(made)]
+    assert len(made) >= 2
+
+
+def test_waiting_is_the_share_of_time_without_a_next_one():
+    with closing(ReadAhead(lambda _: time.sleep(0.05), range(3), depth=1)) as slow:
+        next(slow)
+        assert slow.waiting() > 0.9
+        time.sleep(0.2)
+        next(slow)
+        assert slow.waiting() < 0.1
 
 
 def test_probes_are_validation_crops_within_the_budget(tmp_path):

@@ -3,21 +3,27 @@ from dataclasses import replace
 
 import pytest
 import torch
+import zarr
 from drawn_chips import draw_chips
 from drawn_weights import PUBLIC_KEYS, draw_state
+from torch import nn
 
+from models.averaging import Average
 from models.bundle import load_metrics, load_module, load_probes
 from models.config import TrainConfig
-from models.dataset import open_chips
+from models.dataset import measure_bands, open_chips
 from models.errors import TrainingError, UsageError
+from models.journal import Log
 from models.spec import Band
 from models.start import starting_bands
-from models.train import class_weights, train, validate
+from models.train import class_weights, fit, train
+from models.validation import validate
 
 
 @pytest.fixture
 def config(tmp_path):
     return TrainConfig(
+        ema=0.5,
         chips=draw_chips(tmp_path / "chips.zarr"),
         out=tmp_path / "bundle",
         width=0.25,
@@ -224,3 +230,91 @@ def test_a_bundles_normalisation_is_for_pixels_of_its_own_type(config):
     bands = tuple(Band(name=f"b{i}", low=0, high=12000, mean=2500, std=600) for i in range(3))
     assert starting_bands(bands, "uint16", start) == bands
     assert starting_bands(bands, "uint8", start)[0].mean < 200
+
+
+def fit_foreign(config, **changes):
+    """Three layers of somebody else's."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    chips, lines = open_chips(config.chips), []
+    bands = measure_bands(chips, chips.indices("train"))
+    config = replace(config, steps=40, log_every=10, lr=0.05, validate_every=99, **changes)
+    config.out.mkdir()
+    kept = fit(config, chips, bands, network, Log(config.out / "train.jsonl", lines.append))
+    return lines, validate(kept, chips, bands)
+
+
+def test_any_network_is_trained_in_the_same_loop(config):
+    lines, val = fit_foreign(config)
+    assert val["iou"]["square"] > 0.5
+    assert [line["step"] for line in lines] == [10, 20, 30, 40]
+    assert all(0 <= line["waiting"] <= 1 for line in lines)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("loss", ["ce", "dice", "focal", "ce+dice+focal"])
+def test_every_loss_falls_under_every_optimiser(config, optimizer, loss):
+    lines, _ = fit_foreign(config, optimizer=optimizer, loss=loss)
+    assert lines[-1]["loss"] < 0.9 * lines[0]["loss"]
+
+
+def test_the_average_is_the_one_that_its_formula_says():
+    module = nn.BatchNorm1d(1)
+    average = Average(module, 0.3)
+    expected = 1.0
+    for step, keep in enumerate((1 / 10, 2 / 11, 3 / 12, 0.3, 0.3)):
+        with torch.no_grad():
+            module.weight.fill_(step)
+        module.running_mean.fill_(step)
+        module.num_batches_tracked += 1
+        average.update(step)
+        expected = keep * expected + (1 - keep) * step
+    assert average.module.weight.item() == pytest.approx(expected)
+    assert average.module.running_mean.item() == pytest.approx(expected, abs=0.01)
+    assert average.module.num_batches_tracked == 5
+
+
+def test_the_bundle_holds_the_average(config, tmp_path):
+    last = load_module(train(replace(config, ema=0.0, out=tmp_path / "last", storage="fp32"))).state_dict()
+    mean = load_module(train(replace(config, storage="fp32"))).state_dict()
+    assert not torch.equal(last["head.weight"], mean["head.weight"])
+    assert not torch.equal(last["encoder.conv1.bn.running_var"], mean["encoder.conv1.bn.running_var"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss": "ce+ce"}, "loss is ce[+]ce: join some of ce, dice, focal"),
+        ({"loss": "hinge"}, "loss is hinge"),
+        ({"loss": "focal", "label_smoothing": 0.1}, "add ce, or smooth none"),
+        ({"loss": "dice", "class_weights": "balanced"}, "Dice weighs all classes alike"),
+        ({"ema": 1.0}, "ema is 1.0: it must be below 1"),
+    ],
+)
+def test_losses_and_averages_that_cannot_be_are_refused(changes, message):
+    with pytest.raises(UsageError, match=message):
+        TrainConfig(chips="c", out="o", **changes)
+
+
+def test_a_bundle_tells_which_labels_it_was_trained_on(config):
+    facts = load_metrics(train(replace(config, steps=1)))
+    assert facts["labels"] == {"a": {"fingerprint": "print", "labels": "labels", "origin": "drawn"}}
+    assert facts["extent"] is None
+
+
+def test_scores_of_objects_come_with_those_of_pixels(config):
+    draw_chips(config.chips, objects=(1,))
+    val = load_metrics(train(replace(config, steps=1)))["val"]
+    assert val["objects"]["square"].keys() >= {"iou", "f1", "ap50", "tp", "fp", "fn"}
+    assert 0 <= val["ece"] <= 1
+    assert set(val["boundary_f1"]) == {"ground", "square"}
+
+
+def test_sealed_chips_change_neither_weights_nor_scores(config, tmp_path):
+    draw_chips(config.chips, sealed=3, count=9)
+    first = train(config)
+    chips = zarr.open_group(config.chips)
+    for chip in open_chips(config.chips).indices("sealed"):
+        chips["labels"][chip], chips["pixels"][chip] = 0, 9
+    second = train(replace(config, out=tmp_path / "second"))
+    assert first.digest == second.digest
