@@ -50,7 +50,7 @@ def disk(radius: int) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Matches:
-    """Objects of one image."""
+    """Objects of an image, or of several together."""
 
     tp: int
     """True objects that a predicted one covers."""
@@ -64,6 +64,9 @@ class Matches:
         """TP / (TP + FP + FN); None where there is nothing."""
         total = self.tp + self.fp + self.fn
         return self.tp / total if total else None
+
+    def __add__(self, other: "Matches") -> "Matches":
+        return Matches(self.tp + other.tp, self.fp + other.fp, self.fn + other.fn)
 
 
 def match(true: NDArray[np.integer], predicted: NDArray[np.integer], iou: float = 0.5) -> Matches:

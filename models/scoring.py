@@ -5,6 +5,7 @@ imports none). torchmetrics, which would load it, is the oracle of the tests ins
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,7 @@ class Scorer:
             labels: class ids or 255; (H, W), or any other shape where outlines and objects have no meaning.
             predictions: the same shape.
             block: name of the block of ground that the array belongs to; or several with their parts, which must
-                partition the array. Blocks of one name are added up.
+                partition the array. Blocks of one name are added up. The image's AP50 belongs to the first.
             objects: (H, W) ids of the true objects, 0 where there is none; None: components of `labels`.
             confidence: the largest probability, 0 to 1; NaN where there is none.
 
@@ -138,13 +139,13 @@ class Scorer:
 
         What `models.metrics.scores` says of the pooled pixels, and `confusion`; `boundary_f1` by class name;
         `objects` by the name of each object class: `iou` and `f1` of its pixels (boundary pixels are of it, on both
-        sides), `ap50`, and `tp`, `fp`, `fn` summed over images; `ece` where confidences were given; and in
-        `intervals` the 95 % intervals by block of ground of `mean_iou`, `iou`, `boundary_f1` and `ap50`, which one
-        block alone does not have.
+        sides), `ap50` (mean over images), and over all images together `tp`, `fp`, `fn` and `ap50_pooled`; `ece`
+        where confidences were given; and in `intervals` the 95 % intervals, by drawing from the `blocks` of ground, of
+        `mean_iou`, `iou`, `boundary_f1` and `ap50`; one block alone has none.
         """
         result = scores(self.counts, self.names)
         result |= {"confusion": self.counts.tolist(), "boundary_f1": self._named(boundaries.f1(self._contours.sum(0)))}
-        result["intervals"] = self._intervals()
+        result |= {"blocks": len(self.blocks), "intervals": self._intervals()}
         if self.objects:
             result["objects"] = {self.names[one]: self._found(one) for one in self.objects}
         if self.calibrated:
@@ -163,9 +164,9 @@ class Scorer:
         matches = [found for _, found in self.matches[one]]
         hit, true, predicted = self.foreground[one].tolist()
         union, total = true + predicted - hit, true + predicted
-        summed = {key: sum(getattr(found, key) for found in matches) for key in ("tp", "fp", "fn")}
         pixels = {"iou": hit / union if union else None, "f1": 2 * hit / total if total else None}
-        return {**pixels, "ap50": ap50(matches), **summed}
+        together = sum(matches, Matches(0, 0, 0))
+        return {**pixels, "ap50": ap50(matches), "ap50_pooled": together.score, **asdict(together)}
 
     def _intervals(self) -> dict[str, Any]:
         counts = np.array(list(self.blocks.values()), np.int64).reshape(-1, len(self.names), len(self.names))
