@@ -1,94 +1,111 @@
 """Scenes and labels to chips.zarr, the training samples that `models.dataset` reads.
 
-The circle "training needs the grid, the grid needs the model" is cut here: chips on disk know neither.
+The circle "training needs the grid, the grid needs the model" is cut here: chips on disk know neither. Only what has
+changed since the last time is written: a scene's chips follow from its fingerprint, that of its labels, and the recipe.
 """
 
-import csv
 import hashlib
+import json
 import math
-import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import ZstdCodec
 
+from pipeline.chipstore import (
+    SCHEMA,
+    Chip,
+    ChipsSummary,
+    Record,
+    SlotWriter,
+    create_chips,
+    read_records,
+    replacing_chips,
+    summarise,
+)
 from pipeline.errors import LabelError, SceneError
+from pipeline.georef import Georef
 from pipeline.grid import Window
-from pipeline.labels import IGNORE, Labels, find_labels, open_labels
-from pipeline.scene import Radiometry, Scene, SceneAddress, open_scene
+from pipeline.labels import (
+    IGNORE,
+    Labels,
+    find_labels,
+    has_objects,
+    label_fingerprint,
+    open_labels,
+    origin_of,
+)
+from pipeline.scene import Scene, SceneAddress, open_scene
+from pipeline.split import SPLITS, Ground, Splitter, fixed_split, places_on_earth, read_split
 
-SCHEMA = 1
-SPLITS = ("train", "val")
-VAL_SHARE = 0.2
-"""Share of the ground cells that a hash puts into `val`, where no split is given."""
-CELL = 2048
-"""Edge of a ground cell, in pixels: chips of one cell never part."""
+__all__ = ["SPLITS", "ChipsSummary", "read_split", "resolution_range", "write_chips"]
+
 RESOLUTION_MARGIN = 1.5
 """A model trained on chips may meet pixels this much smaller or larger."""
+_MOST_OBJECTS = np.iinfo(np.uint16).max
+
+Place = tuple[int, int]
+Candidates = dict[Place, str]
+"""Split of each window with a label, by its first row and column."""
 
 
 @dataclass(frozen=True)
-class ChipsSummary:
-    """What was written."""
+class Recipe:
+    """All that decides what the chips of a scene are, beside the scene and its labels."""
 
-    train: int
-    """Chips to train on."""
-    val: int
-    """Chips to choose by."""
-    dropped: int
-    """Windows without a valid, labelled pixel, and images that could not be read."""
-    shares: dict[str, float]
-    """Share of the labelled pixels, of each class."""
+    classes: tuple[str, ...]
+    size: int
+    bands: tuple[int, ...] | None
+    attribute: str | None
+    boundary: int | None
+    split: Mapping[str, str] | None
+
+    def open(self, source: "_Source", scene: Scene) -> Labels:
+        """The labels of an opened scene."""
+        return open_labels(source.labels, scene, self.classes, self.attribute, boundary=self.boundary)
+
+    @property
+    def settings(self) -> list[Any]:
+        """What must not change for a chip to stay."""
+        return [SCHEMA, self.classes, self.size, self.bands, self.attribute, self.boundary]
 
 
 @dataclass(frozen=True)
-class Chip:
-    """One chip on its way to the disk."""
+class _Source:
+    """One labelled scene: what is known without reading pixels."""
 
-    scene: str
-    row: int
-    col: int
-    split: str
-    pixels: NDArray[Any]
-    """(C, S, S), in the scene's own type."""
-    valid: NDArray[np.uint8]
-    """(S, S), 1 where the scene has data."""
-    labels: NDArray[np.uint8]
-    """(S, S), class ids or `IGNORE`."""
-    radiometry: Radiometry
+    name: str
+    image: Path
+    labels: Path
+    fingerprint: str
+    label_digest: str
+    origin: str
+    bands: tuple[str, ...]
+    dtype: str
+    georef: Georef
+    shape: tuple[int, int]
+    fixed: str | None
+    """The split that was given for all of it."""
 
+    def key(self, recipe: Recipe, ground: Ground) -> str:
+        """Names everything that its chips follow from."""
+        split = self.fixed or ground.to_json()
+        parts = [self.name, self.fingerprint, self.label_digest, self.bands, self.dtype, split, recipe.settings]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
-def read_split(table: Path) -> dict[str, str]:
-    """Split of each scene from a CSV with the columns `scene` (a file's stem) and `split` (`train` or `val`)."""
-    with table.open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    if not rows or not {"scene", "split"} <= rows[0].keys():
-        raise LabelError(f"{table} needs the columns scene and split")
-    return {row["scene"]: row["split"] for row in rows}
-
-
-def split_of(stem: str, row: int, col: int, *, size: int, seed: int, split: Mapping[str, str] | None) -> str:
-    """`train` or `val` for the chip at (`row`, `col`): as `split` says, as the name ends, else by ground cell.
-
-    A cell is a whole number of chips, so that no chip belongs to two.
-    """
-    if split is not None:
-        if split.get(stem) not in SPLITS:
-            raise LabelError(f"the split says {split.get(stem)!r} for the scene {stem}: allowed are train and val")
-        return split[stem]
-    for name in SPLITS:
-        if stem.endswith(f"-{name}"):
-            return name
-    cell = max(CELL // size, 1) * size
-    digest = hashlib.sha256(f"{seed}/{stem}/{row // cell}/{col // cell}".encode()).digest()
-    return "val" if int.from_bytes(digest[:8]) < VAL_SHARE * 2**64 else "train"
+    def windows(self, size: int) -> Iterator[Window]:
+        """The squares that partition the scene, cut off at its edge."""
+        whole = Window(0, 0, *self.shape)
+        for row in range(0, whole.height, size):
+            for col in range(0, whole.width, size):
+                part = Window(row, col, size, size).intersect(whole)
+                assert part is not None  # noqa: S101 - the loops stay inside
+                yield part
 
 
 def write_chips(
@@ -102,124 +119,328 @@ def write_chips(
     split: Mapping[str, str] | None = None,
     bands: Sequence[int] | None = None,
     attribute: str | None = None,
+    boundary: str | None = None,
+    objects: Sequence[str] | None = None,
+    ground: Ground | None = None,
+    sealed: float | None = None,
+    most: int | None = None,
 ) -> ChipsSummary:
-    """Cuts scenes and their labels into squares of `size` pixels and replaces `out` by them.
+    """Cuts scenes and their labels into squares of `size` pixels, which `out` holds afterwards, and no others.
 
     The chips of a scene partition it; those at its edge are padded with invalid, unlabelled pixels. `labels` is one
     file for each image, one for all, or a folder (see `find_labels`); `classes` are names in the order of their ids.
+    `boundary` names the class that parts objects, `objects` those whose things are objects: all but class 0 and
+    `boundary`, if labels come as objects and nobody says. Of each split at most `most` chips are taken, drawn with
+    `seed`. Chips of scenes that have not changed stay untouched. A killed call leaves the chips that were there.
+
+    Ground is split as the chips that are there say, so that it never moves, else as `ground` says; `sealed` is its
+    share that only the gate reads. Pixels of a chip whose ground is of another split than its middle have no label.
 
     Raises:
-        LabelError: labels missing, elsewhere, or of unknown classes.
-        SceneError: scenes that differ in bands or type.
+        LabelError: labels missing, elsewhere, or of unknown classes; ground that was sealed would be no longer.
+        SceneError: scenes that differ in bands or type, or have one name.
     """
-    stems = [image.stem for image in images]
-    if len(set(stems)) < len(stems):
-        raise SceneError(f"two images have one name among {', '.join(sorted(stems))}: chips tell scenes by name")
-    paths = [find_labels(image, labels) for image in images] if isinstance(labels, Path) else list(labels)
+    recipe = Recipe(
+        tuple(classes),
+        size,
+        None if bands is None else tuple(bands),
+        attribute,
+        None if boundary is None else _class_ids((boundary,), classes)[0],
+        split,
+    )
+    sources = _sources(images, labels, recipe)
+    old = _old_attributes(out)
+    ground = _ground(old, sources, ground, sealed)
+    keys = {source.name: source.key(recipe, ground) for source in sources}
+    slots = old is not None and _same_slots(old, sources[0], size)
+    before = read_records(old) if old is not None and slots else []
+    same = {name for name, key in keys.items() if old is not None and slots and old["keys"].get(name) == key}
+    for source in sources:
+        if source.name not in same:
+            with _opened(source, recipe):
+                pass
+    cutter = _Cutter(recipe, ground)
     with ExitStack() as stack:
-        wanted = None if bands is None else tuple(bands)
-        scenes = [stack.enter_context(open_scene(SceneAddress(str(image), bands=wanted))) for image in images]
-        _agree(scenes)
-        read = [open_labels(path, scene, classes, attribute) for path, scene in zip(paths, scenes, strict=True)]
-        partial = stack.enter_context(replacing_chips(out))
-        most = sum(-(-scene.height // size) * -(-scene.width // size) for scene in scenes)
-        attributes = _attributes(scenes, classes, seed)
-        first = scenes[0]
-        group = create_chips(partial, most, bands=len(first.bands), dtype=first.dtype, size=size, attributes=attributes)
-        splitter = _Splitter(size, seed, split)
-        cuts = (_cut(scene, classified, splitter) for scene, classified in zip(scenes, read, strict=True))
-        return fill_chips(group, chain.from_iterable(cuts), classes)
-
-
-@dataclass(frozen=True)
-class _Splitter:
-    size: int
-    seed: int
-    split: Mapping[str, str] | None
-
-    def __call__(self, stem: str, row: int, col: int) -> str:
-        return split_of(stem, row, col, size=self.size, seed=self.seed, split=self.split)
-
-
-def _agree(scenes: Sequence[Scene]) -> None:
-    """One set of bands and one type for all chips."""
-    if not scenes:
-        raise SceneError("no images: chips need at least one scene")
-    first = scenes[0]
-    for scene in scenes[1:]:
-        if (scene.bands, scene.dtype) != (first.bands, first.dtype):
-            got = f"{scene.address.path} has bands {', '.join(scene.bands)} of {scene.dtype}"
-            raise SceneError(f"{got}, {first.address.path} {', '.join(first.bands)} of {first.dtype}: choose bands")
-
-
-def create_chips(
-    path: Path, count: int, *, bands: int, dtype: str, size: int, attributes: Mapping[str, Any]
-) -> zarr.Group:
-    """Arrays for at most `count` chips; `fill_chips` cuts them to those that there are."""
-    group = zarr.create_group(store=path, attributes={"schema": SCHEMA, "chips": [], **attributes})
-    codec = ZstdCodec(level=1, checksum=True)
-    for name, shape, kind, fill in (
-        ("pixels", (bands, size, size), dtype, 0),
-        ("valid", (size, size), "uint8", 0),
-        ("labels", (size, size), "uint8", IGNORE),
-        ("scale", (bands,), "float32", 1),
-        ("offset", (bands,), "float32", 0),
-    ):
-        group.create_array(
-            name, shape=(count, *shape), chunks=(1, *shape), dtype=kind, fill_value=fill, compressors=codec
+        group = _group(stack, out, sources[0], size, fresh=not slots)
+        stay = [record for record in before if record.scene in same]
+        known = {name: tuple(places) for name, places in (old or {}).get("left", {}).items() if name in same}
+        chosen, left = _choose(cutter, sources, stay, known, most=most, seed=seed)
+        stay = [record for record in stay if chosen is None or record.place in chosen[record.scene]]
+        writer = SlotWriter(group, len(classes), taken=before, kept=stay)
+        for source in sources:
+            there = {record.place for record in stay if record.scene == source.name}
+            for chip in cutter.cut(source, _missing(source, same, there, chosen, size)):
+                writer.put(chip)
+        writer.finish(
+            _attributes(sources, recipe, seed, ground, _object_ids(objects, sources, recipe))
+            | {"keys": keys, "left": left}
         )
-    return group
+        spare = sum(map(len, left.values()))
+        windows = sum(sum(1 for _ in source.windows(size)) for source in sources)
+        return summarise(
+            writer.records, classes, dropped=windows - len(writer.records) - spare, kept=len(stay), left=spare
+        )
 
 
-def fill_chips(group: zarr.Group, chips: Iterable[Chip], classes: Sequence[str]) -> ChipsSummary:
-    """Writes chips, each of which holds a labelled pixel, and what is known of them.
+def _class_ids(names: Sequence[str], classes: Sequence[str]) -> list[int]:
+    """Ids of classes that are more than background."""
+    wrong = [name for name in names if name not in classes[1:]]
+    if wrong:
+        known = ", ".join(classes[1:]) or "none"
+        raise LabelError(f"{wrong[0]!r} is no class of objects or of their boundary: known are {known}")
+    return sorted(list(classes).index(name) for name in set(names))
+
+
+def _object_ids(names: Sequence[str] | None, sources: Sequence[_Source], recipe: Recipe) -> list[int]:
+    """Classes whose connected things are objects."""
+    if names is None:
+        come = any(has_objects(source.labels) for source in sources)
+        return [index for index in range(1, len(recipe.classes)) if come and index != recipe.boundary]
+    ids = _class_ids(names, recipe.classes)
+    if recipe.boundary in ids:
+        raise LabelError(f"{recipe.classes[recipe.boundary or 0]} cannot be a class of objects and part them")
+    return ids
+
+
+def _sources(images: Sequence[Path], labels: Sequence[Path] | Path, recipe: Recipe) -> list[_Source]:
+    """The scenes by name.
 
     Raises:
-        LabelError: there are none.
+        LabelError, SceneError: one cannot be read, has no labels, the name of another, or other bands.
     """
-    arrays: dict[str, Any] = {name: group[name] for name in ("pixels", "valid", "labels", "scale", "offset")}
-    most, counts = arrays["pixels"].shape[0], np.zeros(256, np.int64)
-    records: list[dict[str, Any]] = []
-    with zarr.config.set({"array.write_empty_chunks": True}):
-        for chip in chips:
-            index = len(records)
-            arrays["pixels"][index], arrays["valid"][index] = chip.pixels, chip.valid
-            arrays["labels"][index] = chip.labels
-            arrays["scale"][index], arrays["offset"][index] = chip.radiometry.scale, chip.radiometry.offset
-            counts += np.bincount(chip.labels.ravel(), minlength=256)
-            records.append({"scene": chip.scene, "row": chip.row, "col": chip.col, "split": chip.split})
-    if not records:
-        raise LabelError("no chip holds a valid, labelled pixel")
-    for array in arrays.values():
-        array.resize((len(records), *array.shape[1:]))
-    group.update_attributes({"chips": records})
-    splits = [record["split"] for record in records]
-    labelled = int(counts[:IGNORE].sum())
-    shares = {name: float(counts[index] / labelled) for index, name in enumerate(classes)}
-    return ChipsSummary(splits.count("train"), splits.count("val"), most - len(records), shares)
+    if not images:
+        raise SceneError("no images: chips need at least one scene")
+    names = [image.stem for image in images]
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if twice:
+        raise SceneError(f"two images have one name, {twice[0]}: chips tell scenes by name")
+    paths = [find_labels(image, labels) for image in images] if isinstance(labels, Path) else list(labels)
+    sources = [_source(image, path, recipe) for image, path in zip(images, paths, strict=True)]
+    first = sources[0]
+    for source in sources[1:]:
+        if problem := unlike(first, source):
+            raise SceneError(problem)
+    return sorted(sources, key=lambda source: source.name)
+
+
+def unlike(first: Any, other: Any) -> str | None:
+    """What parts two scenes, each with `image`, `bands` and `dtype`, so that no set of chips can hold both."""
+    if (other.bands, other.dtype) == (first.bands, first.dtype):
+        return None
+    got = f"{other.image} has {len(other.bands)} bands, {', '.join(other.bands)} of {other.dtype}"
+    return f"{got}, {first.image} {len(first.bands)}, {', '.join(first.bands)} of {first.dtype}: choose bands"
+
+
+def _source(image: Path, labels: Path, recipe: Recipe) -> _Source:
+    with open_scene(SceneAddress(str(image), bands=recipe.bands)) as scene:
+        return _Source(
+            image.stem,
+            image,
+            labels,
+            scene.fingerprint,
+            label_fingerprint(labels, image.stem),
+            origin_of(labels, image.stem, recipe.attribute),
+            scene.bands,
+            scene.dtype,
+            scene.georef,
+            (scene.height, scene.width),
+            fixed_split(image.stem, recipe.split),
+        )
 
 
 @contextmanager
-def replacing_chips(out: Path) -> Iterator[Path]:
-    """A folder to write chips into, which takes the place of `out` when the block ends without an error."""
-    partial = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    yield partial
-    shutil.rmtree(out, ignore_errors=True)
-    partial.rename(out)
+def _opened(source: _Source, recipe: Recipe) -> Iterator[tuple[Scene, Labels]]:
+    with open_scene(SceneAddress(str(source.image), bands=recipe.bands)) as scene:
+        yield scene, recipe.open(source, scene)
 
 
-def _attributes(scenes: Sequence[Scene], classes: Sequence[str], seed: int) -> dict[str, Any]:
-    sizes = [scene.georef.resolution(scene.height, scene.width) for scene in scenes]
+def _old_attributes(out: Path) -> dict[str, Any] | None:
+    """Those of chips of this schema that were cut from scenes; None: there are none."""
+    try:
+        attributes = dict(zarr.open_group(out, mode="r").attrs)
+    except (OSError, KeyError, ValueError):
+        return None
+    ours = attributes.get("schema") == SCHEMA and attributes.get("task") == "segment" and "keys" in attributes
+    return attributes if ours else None
+
+
+def recorded_ground(out: Path) -> Ground | None:
+    """How the chips at `out` split ground; None: there are none of this schema."""
+    old = _old_attributes(out)
+    return None if old is None else Ground.from_json(old["ground"])
+
+
+def _ground(
+    old: Mapping[str, Any] | None, sources: Sequence[_Source], given: Ground | None, sealed: float | None
+) -> Ground:
+    there = None if old is None else Ground.from_json(old["ground"])
+    ground = given or there or Ground()
+    if sealed is not None:
+        ground = replace(ground, sealed=sealed)
+    if there is not None and ground.sealed < there.sealed:
+        raise LabelError(
+            f"{there.sealed:g} of the ground was sealed, now {ground.sealed:g} would be: "
+            "what the gate reads must never be trained on; choose another folder"
+        )
+    sizes = [source.georef.resolution(*source.shape) for source in sources if places_on_earth(source.georef)]
+    return ground.on_earth(sizes)
+
+
+def _same_slots(old: Mapping[str, Any], first: _Source, size: int) -> bool:
+    """Whether new chips fit the arrays of the old ones."""
+    return (old["bands"], old["dtype"], old.get("size")) == (list(first.bands), first.dtype, size)
+
+
+def _group(stack: ExitStack, out: Path, first: _Source, size: int, *, fresh: bool) -> zarr.Group:
+    if not fresh:
+        return zarr.open_group(out, mode="r+")
+    partial = stack.enter_context(replacing_chips(out))
+    return create_chips(partial, 0, bands=len(first.bands), dtype=first.dtype, size=size)
+
+
+def _choose(
+    cutter: "_Cutter",
+    sources: Sequence[_Source],
+    stay: Sequence[Record],
+    left: Mapping[str, Sequence[Any]],
+    *,
+    most: int | None,
+    seed: int,
+) -> tuple[dict[str, set[Place]] | None, dict[str, list[list[Any]]]]:
+    """Windows of each scene that become chips, None: all with a label; and those that would be too many."""
+    if most is None and not any(left.values()):
+        return None, {}
+    candidates: dict[str, Candidates] = {source.name: {} for source in sources}
+    for record in stay:
+        candidates[record.scene][record.place] = record.split
+    for name, places in left.items():
+        candidates[name] |= {(row, col): split for row, col, split in places}
+    for source in sources:
+        if not candidates[source.name]:
+            candidates[source.name] = dict(cutter.survey(source))
+    chosen = draw(candidates, most, seed)
+    spare = {
+        name: [[*place, split] for place, split in sorted(found.items()) if place not in chosen[name]]
+        for name, found in candidates.items()
+    }
+    return chosen, {name: places for name, places in spare.items() if places}
+
+
+def draw(candidates: Mapping[str, Candidates], most: int | None, seed: int) -> dict[str, set[Place]]:
+    """At most `most` windows of each split, evenly over the ground.
+
+    Their order is that of a hash: a window that is drawn stays so until enough others come before it.
+    """
+
+    def rank(entry: tuple[str, Place]) -> bytes:
+        name, (row, col) = entry
+        return hashlib.sha256(f"{seed}/{name}/{row}/{col}".encode()).digest()
+
+    chosen: dict[str, set[Place]] = {name: set() for name in candidates}
+    for split in SPLITS:
+        entries = [(name, place) for name, found in candidates.items() for place, its in found.items() if its == split]
+        for name, place in sorted(entries, key=rank)[:most]:
+            chosen[name].add(place)
+    return chosen
+
+
+def _missing(
+    source: _Source, same: Collection[str], there: Collection[Place], chosen: Mapping[str, set[Place]] | None, size: int
+) -> list[Window]:
+    """Windows that are to be cut: of scenes that have not changed, only those that were left before."""
+    if chosen is None:
+        return [] if source.name in same else list(source.windows(size))
+    wanted = chosen[source.name].difference(there)
+    return [window for window in source.windows(size) if (window.row, window.col) in wanted]
+
+
+@dataclass(frozen=True)
+class _Cutter:
+    """Cuts chips from scenes."""
+
+    recipe: Recipe
+    ground: Ground
+
+    def cut(self, source: _Source, windows: Sequence[Window]) -> Iterator[Chip]:
+        """The chips at `windows`, without those that hold no labelled pixel."""
+        if not windows:
+            return
+        splitter = self._splitter(source)
+        with _opened(source, self.recipe) as (scene, labels):
+            for window in windows:
+                chip = self._chip(scene, labels, splitter, window)
+                if chip is not None:
+                    yield chip
+
+    def survey(self, source: _Source) -> Iterator[tuple[Place, str]]:
+        """First pixel and split of each window with a labelled pixel."""
+        splitter = self._splitter(source)
+        with _opened(source, self.recipe) as (scene, labels):
+            for window in source.windows(self.recipe.size):
+                classes = _kept(labels, splitter, window)
+                if (classes != IGNORE).any() and (scene.read(window)[1] & (classes != IGNORE)).any():
+                    yield (window.row, window.col), splitter.split(window)
+
+    def _splitter(self, source: _Source) -> Splitter:
+        return Splitter(self.ground, source.name, source.georef, source.fixed)
+
+    def _chip(self, scene: Scene, labels: Labels, splitter: Splitter, window: Window) -> Chip | None:
+        classes = _kept(labels, splitter, window)
+        if not (classes != IGNORE).any():
+            return None
+        pixels, valid = scene.read(window)
+        classes = np.where(valid, classes, np.uint8(IGNORE))
+        if not (classes != IGNORE).any():
+            return None
+        rim = ((0, self.recipe.size - window.height), (0, self.recipe.size - window.width))
+        objects = labels.objects(window)
+        return Chip(
+            scene=splitter.name,
+            row=window.row,
+            col=window.col,
+            split=splitter.split(window),
+            pixels=np.pad(pixels, ((0, 0), *rim)),
+            valid=np.pad(valid.astype(np.uint8), rim),
+            labels=np.pad(classes, rim, constant_values=IGNORE),
+            radiometry=scene.radiometry,
+            objects=None if objects is None else np.pad(_numbered(objects, classes), rim),
+        )
+
+
+def _kept(labels: Labels, splitter: Splitter, window: Window) -> NDArray[np.uint8]:
+    """Labels (H, W) of the pixels whose ground is of the window's split."""
+    classes, kept = labels.read(window), splitter.kept(window)
+    return classes if kept is None else np.where(kept, classes, np.uint8(IGNORE))
+
+
+def _numbered(objects: NDArray[np.int32], classes: NDArray[np.uint8]) -> NDArray[np.uint16]:
+    """Objects (H, W) numbered from 1 within the chip, 0 where there is no label."""
+    known, numbers = np.unique(np.append(np.where(classes == IGNORE, 0, objects).ravel(), 0), return_inverse=True)
+    if len(known) > _MOST_OBJECTS:
+        raise LabelError(f"a chip has {len(known) - 1} objects, {_MOST_OBJECTS - 1} are allowed: choose smaller chips")
+    return numbers[:-1].reshape(objects.shape).astype(np.uint16)
+
+
+def _attributes(
+    sources: Sequence[_Source], recipe: Recipe, seed: int, ground: Ground, objects: list[int]
+) -> dict[str, Any]:
+    first = sources[0]
     return {
         "task": "segment",
-        "bands": list(scenes[0].bands),
-        "dtype": scenes[0].dtype,
-        "classes": [{"id": index, "name": name} for index, name in enumerate(classes)],
+        "bands": list(first.bands),
+        "dtype": first.dtype,
+        "size": recipe.size,
+        "classes": [{"id": index, "name": name} for index, name in enumerate(recipe.classes)],
+        "objects": objects,
+        "boundary": recipe.boundary,
         "seed": seed,
-        "resolution": resolution_range(sizes),
-        "scenes": {Path(scene.address.path).stem: scene.fingerprint for scene in scenes},
-        "extent": _extent(scenes),
+        "resolution": resolution_range([source.georef.resolution(*source.shape) for source in sources]),
+        "extent": _extent(sources),
+        "ground": ground.to_json(),
+        "scenes": {
+            source.name: {"fingerprint": source.fingerprint, "labels": source.label_digest, "origin": source.origin}
+            for source in sources
+        },
     }
 
 
@@ -231,34 +452,10 @@ def resolution_range(sizes: Sequence[float | None]) -> list[float] | None:
     return [min(known) / RESOLUTION_MARGIN, max(known) * RESOLUTION_MARGIN]
 
 
-def _extent(scenes: Sequence[Scene]) -> list[float] | None:
+def _extent(sources: Sequence[_Source]) -> list[float] | None:
     """`[west, south, east, north]` of all scenes in degrees; None where one has no georeference."""
-    rings = [scene.georef.footprint(scene.height, scene.width) for scene in scenes]
+    rings = [source.georef.footprint(*source.shape) for source in sources]
     if any(ring is None for ring in rings):
         return None
     points = np.array([point for ring in rings for point in ring or []])
     return [float(value) for value in (*points.min(axis=0), *points.max(axis=0))]
-
-
-def _cut(scene: Scene, labels: Labels, splitter: _Splitter) -> Iterator[Chip]:
-    """The chips of one scene, row by row, without those that hold no labelled pixel."""
-    whole, size = Window(0, 0, scene.height, scene.width), splitter.size
-    stem = Path(scene.address.path).stem
-    for row in range(0, scene.height, size):
-        for col in range(0, scene.width, size):
-            part = Window(row, col, size, size).intersect(whole)
-            assert part is not None  # noqa: S101 - the loops stay inside
-            pixels, valid = scene.read(part)
-            classes = np.where(valid, labels.read(part), IGNORE).astype(np.uint8)
-            if (classes != IGNORE).any():
-                rim = ((0, size - part.height), (0, size - part.width))
-                yield Chip(
-                    scene=stem,
-                    row=row,
-                    col=col,
-                    split=splitter(stem, row, col),
-                    pixels=np.pad(pixels, ((0, 0), *rim)),
-                    valid=np.pad(valid.astype(np.uint8), rim),
-                    labels=np.pad(classes, rim, constant_values=IGNORE),
-                    radiometry=scene.radiometry,
-                )

@@ -5,7 +5,6 @@ FOLDER/whole/0002.jpg             FOLDER/val/whole/0002.jpg             0001.jpg
 """
 
 import csv
-import hashlib
 import logging
 import re
 from collections.abc import Iterator, Sequence
@@ -16,21 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.chips import (
-    SPLITS,
-    VAL_SHARE,
-    Chip,
-    ChipsSummary,
-    create_chips,
-    fill_chips,
-    replacing_chips,
-    resolution_range,
-)
+from pipeline.chips import resolution_range
+from pipeline.chipstore import Chip, ChipsSummary, SlotWriter, create_chips, replacing_chips, summarise
 from pipeline.errors import LabelError, SceneError
 from pipeline.grid import Window
 from pipeline.labels import IGNORE
 from pipeline.scene import Pixels, Scene, SceneAddress, Valid, open_scene
 from pipeline.sources.formats import SUFFIXES
+from pipeline.split import SPLITS, Ground
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +38,7 @@ class Example:
     """Path below the folder: what chips call it."""
     label: str
     split: str
-    """`train` or `val`."""
+    """`train`, `val` or `sealed`."""
 
 
 def list_examples(folder: Path, table: Path | None = None, *, seed: int = 0) -> list[Example]:
@@ -57,13 +49,14 @@ def list_examples(folder: Path, table: Path | None = None, *, seed: int = 0) -> 
     Raises:
         LabelError: there are none, a class is missing, or the table is none.
     """
+    ground = Ground(seed=seed)
     rows = _from_folders(folder) if table is None else _from_table(table)
-    examples = [Example(folder / name, name, label, split or _hashed(name, seed)) for name, label, split in rows]
+    examples = [Example(folder / name, name, label, split or ground.split(name)) for name, label, split in rows]
     if not examples:
         raise LabelError(f"{folder} holds no images: give a folder with one folder of images a class, or a table")
     wrong = sorted({example.split for example in examples} - set(SPLITS))
     if wrong:
-        raise LabelError(f"{table} has the split {wrong[0]!r}: allowed are {' and '.join(SPLITS)}")
+        raise LabelError(f"{table} has the split {wrong[0]!r}: allowed are {', '.join(SPLITS)}")
     return sorted(examples, key=lambda example: example.name)
 
 
@@ -112,21 +105,26 @@ def write_image_chips(
     first, kind = next(chips, (None, None))
     if first is None or kind is None:
         raise LabelError("no image can be read: see the lines above")
-    attributes = {
-        "task": "classify",
-        "bands": list(kind[0]),
-        "dtype": kind[1],
-        "classes": [{"id": index, "name": name} for index, name in enumerate(classes)],
-        "seed": seed,
-        "resolution": None,
-    }
     with replacing_chips(out) as partial:
-        group = create_chips(
-            partial, len(examples), bands=len(kind[0]), dtype=kind[1], size=size, attributes=attributes
+        group = create_chips(partial, len(examples), bands=len(kind[0]), dtype=kind[1], size=size)
+        writer = SlotWriter(group, len(classes))
+        for chip in _one_kind(first, kind, chips):
+            writer.put(chip)
+        writer.finish(
+            {
+                "task": "classify",
+                "bands": list(kind[0]),
+                "dtype": kind[1],
+                "classes": [{"id": index, "name": name} for index, name in enumerate(classes)],
+                "objects": [],
+                "boundary": None,
+                "seed": seed,
+                "resolution": resolution_range(reader.resolutions),
+                "ground": Ground(seed=seed).to_json(),
+                "scenes": {},
+            }
         )
-        summary = fill_chips(group, _one_kind(first, kind, chips), classes)
-        group.update_attributes({"resolution": resolution_range(reader.resolutions)})
-        return summary
+        return summarise(writer.records, classes, dropped=len(examples) - len(writer.records))
 
 
 Kind = tuple[tuple[str, ...], str]
@@ -230,8 +228,3 @@ def _from_table(table: Path) -> list[tuple[str, str, str]]:
     if bare:
         raise LabelError(f"{table} has no path or no class in line {bare[0]}: complete it, or take the line out")
     return [(row["path"], row["class"], row.get("split") or "") for row in rows]
-
-
-def _hashed(name: str, seed: int) -> str:
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    return "val" if int.from_bytes(digest[:8]) < VAL_SHARE * 2**64 else "train"

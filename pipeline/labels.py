@@ -1,231 +1,221 @@
-"""Class labels of a scene, read by window like its pixels: class rasters on its grid, or polygons of any CRS."""
+"""Class labels of a scene, found by its name and read by window like its pixels, whatever form they have.
 
-import warnings
-from collections.abc import Sequence
+<scene>-labels.geojson | .gpkg | .json | .fgb | .shp | .parquet    polygons of any CRS, each an object
+<scene>-labels.tif | .png                                          a class raster
+<scene>-objects/*.png, or <scene>/masks/*.png                      a mask an object
+<scene>-aoi.geojson | ..., or a layer `aoi` of the GeoPackage      where labels hold: outside nobody has looked
+origins.csv                                                        who made them
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
-import pyogrio
-import pyogrio.errors
-import pyproj
-import rasterio.features
-import shapely
-from affine import Affine
-from numpy.typing import NDArray
 
 from pipeline.errors import LabelError, SceneError
-from pipeline.georef import Georef
-from pipeline.grid import Window
-from pipeline.scene import Scene, SceneAddress, open_scene
+from pipeline.labelforms.base import IGNORE, PICTURES, RASTERS, TIFF, VECTORS, Labels, Labels8, Objects
+from pipeline.labelforms.objects import PartedLabels, open_masks
+from pipeline.labelforms.origin import TABLE, raster_origin, read_origins, worst
+from pipeline.labelforms.polygons import WithinArea, open_polygons
+from pipeline.labelforms.rasters import open_raster
+from pipeline.labelforms.vectors import AREA_LAYER, layers, read_vectors
+from pipeline.scene import Scene
 
-IGNORE = 255
-"""The label of a pixel that belongs to no class: outside the labels, at their nodata, or invalid in the scene."""
+__all__ = ["IGNORE", "Labels", "Labels8", "Objects"]
 
-_TIFF = (".tif", ".tiff")
-_RASTERS = (*_TIFF, ".png")
-_PICTURES = (".png", ".jpg", ".jpeg", ".jp2")
-_VECTORS = (".geojson", ".gpkg", ".json", ".fgb", ".shp")
-_GRID_TOLERANCE = 1e-2
-"""Share of a pixel by which a label raster may lie off the scene's grid."""
-
-Labels8 = NDArray[np.uint8]
+_LABELS, _OBJECTS, _MASKS, _AREA = "-labels", "-objects", "masks", "-aoi"
+_COMPANIONS = (".shx", ".dbf", ".prj", ".cpg", ".tfw", ".tifw", ".pgw", ".wld", ".gpkg-wal")
+"""Endings of files that belong to the one of the same stem."""
 
 
-class Labels(Protocol):
-    """Labels of one scene."""
+@dataclass(frozen=True, order=True)
+class Labelled:
+    """An image and its labels."""
 
-    def read(self, window: Window) -> Labels8:
-        """Class ids (H, W) of a window of the scene, `IGNORE` where there is no label."""
+    name: str
+    """What the scene is called everywhere: the stem of its file."""
+    image: Path
+    labels: Path
+    """A file, or a folder of one mask an object."""
 
 
 def list_images(path: Path) -> list[Path]:
     """The images of a folder that are not labels, by name; or the one file that is given.
 
-    Pictures are images only where there is no TIFF: beside one they are its quicklooks.
+    Pictures are images only where there is no TIFF: beside one they are its quicklooks. Where the folder itself has
+    neither, those in `<name>/images/` count, as in the archive of the 2018 Data Science Bowl.
     """
     if not path.is_dir():
         return [path]
-    files = sorted(path.iterdir())
-    for kinds in (_TIFF, _PICTURES):
-        images = [file for file in files if file.suffix.lower() in kinds and not file.stem.endswith("-labels")]
-        if images:
-            return images
-    raise SceneError(f"{path} holds no image: looked for {', '.join((*_TIFF, *_PICTURES))}")
+    files = sorted(file for file in path.iterdir() if file.is_file())
+    for found in (files, sorted(path.glob("*/images/*"))):
+        for kinds in (TIFF, PICTURES):
+            images = [file for file in found if file.suffix.lower() in kinds and not file.stem.endswith(_LABELS)]
+            if images:
+                return images
+    raise SceneError(f"{path} holds no image: looked for {', '.join((*TIFF, *PICTURES))}")
 
 
 def find_labels(image: Path, labels: Path) -> Path:
-    """The labels of an image: `labels` itself if it is a file, else the file of that folder named after the image."""
+    """The labels of an image: `labels` itself if it is a file, else what that folder has of the image's name."""
     if labels.is_file():
         return labels
     if not labels.is_dir():
         raise LabelError(f"{labels}: no such file or folder of labels")
-    names = [f"{image.stem}-labels{suffix}" for suffix in (*_VECTORS, *_RASTERS)]
-    names += [f"{image.stem}{suffix}" for suffix in (*_VECTORS, *_TIFF)]
-    for name in names:
-        candidate = labels / name
-        if candidate.is_file() and not (image.exists() and candidate.samefile(image)):
-            return candidate
-    raise LabelError(f"{labels} holds no labels of {image.name}: name them {names[0]} or {image.stem}-labels.tif")
+    if labels.name == f"{image.stem}{_OBJECTS}":
+        return labels
+    folders = (labels / f"{image.stem}{_OBJECTS}", labels / image.stem / _MASKS)
+    names = [f"{image.stem}{_LABELS}{suffix}" for suffix in (*VECTORS, *RASTERS)]
+    names += [f"{image.stem}{suffix}" for suffix in (*VECTORS, *TIFF)]
+    found = [folder for folder in folders if folder.is_dir()]
+    found += [labels / name for name in names if _other(labels / name, image)]
+    if not found:
+        raise LabelError(f"{labels} holds no labels of {image.name}: name them {names[0]} or {image.stem}-labels.tif")
+    return found[0]
 
 
-def open_labels(path: Path, scene: Scene, classes: Sequence[str], attribute: str | None = None) -> Labels:
-    """Labels of `scene` from a class raster or from polygons.
+def _other(file: Path, image: Path) -> bool:
+    """Whether there is such a file, which is not the image."""
+    return file.is_file() and not (image.exists() and file.samefile(image))
 
-    `classes` are names in the order of their ids. `attribute` names the polygons' field that holds a class name or
-    id; without it every polygon is class 1, and in any case class 0 is where no polygon is.
+
+def labelled(images: Path, labels: Path) -> tuple[list[Labelled], list[Path]]:
+    """The images that have labels, with them, and the images that have none; both by name.
 
     Raises:
-        LabelError: labels of another place or grid, an unknown class, or a file that cannot be read.
+        LabelError, SceneError: a folder is missing or holds no image.
     """
+    if not labels.exists():
+        raise LabelError(f"{labels}: no such file or folder of labels")
+    pairs, bare = [], []
+    for image in list_images(images):
+        try:
+            pairs.append(Labelled(image.stem, image, find_labels(image, labels)))
+        except LabelError:
+            bare.append(image)
+    return sorted(pairs), sorted(bare)
+
+
+def open_labels(
+    path: Path,
+    scene: Scene,
+    classes: Sequence[str],
+    attribute: str | None = None,
+    *,
+    boundary: int | None = None,
+) -> Labels:
+    """Labels of `scene` from a class raster, from polygons, or from a folder of one mask an object.
+
+    `classes` are names in the order of their ids. `attribute` names the polygons' field that holds a class name or
+    id, `class` if there is one; without it every polygon is class 1, and in any case class 0 is where no polygon is.
+    `boundary` is the id of the class for those pixels of objects that are near another one.
+
+    Raises:
+        LabelError: labels of another place, an unknown class, or a file that cannot be read.
+    """
+    labels = _open(path, scene, classes, attribute)
+    if boundary is not None:
+        labels = PartedLabels(labels, boundary, (scene.height, scene.width))
+    area = find_area(path, scene_name(scene))
+    if area is None:
+        return labels
+    return WithinArea(labels, open_polygons(read_vectors(area[0], layer=area[1]), scene, None))
+
+
+def _open(path: Path, scene: Scene, classes: Sequence[str], attribute: str | None) -> Labels:
+    if path.is_dir():
+        return open_masks(path, scene)
     if not path.is_file():
         raise LabelError(f"{path}: no such labels")
-    if path.suffix.lower() in _RASTERS:
-        return _raster(path, scene, len(classes))
-    return _polygons(path, scene, classes, attribute)
+    if path.suffix.lower() in RASTERS:
+        return open_raster(path, scene, len(classes))
+    return open_polygons(read_vectors(path, attribute), scene, classes)
 
 
-@dataclass(frozen=True)
-class RasterLabels:
-    """A class raster whose pixels coincide with the scene's."""
-
-    path: Path
-    raster: Scene
-    offset: tuple[int, int]
-    """Row and column of the scene's first pixel in the raster."""
-    classes: int
-
-    def read(self, window: Window) -> Labels8:
-        """Class ids (H, W) of a window of the scene."""
-        labels = np.full((window.height, window.width), IGNORE, np.uint8)
-        wanted = window.shift(*self.offset)
-        inside = wanted.intersect(Window(0, 0, self.raster.height, self.raster.width))
-        if inside is not None:
-            pixels, valid = self.raster.read(inside)
-            labels[inside.relative_to(wanted).slices] = self._classes(pixels[0], valid)
-        return labels
-
-    def _classes(self, values: NDArray[Any], valid: NDArray[np.bool_]) -> Labels8:
-        known = valid & (values != IGNORE)
-        strange = np.unique(values[known & ((values < 0) | (values >= self.classes))])
-        if strange.size:
-            allowed = f"0 to {self.classes - 1}, and {IGNORE} for no label"
-            raise LabelError(f"{self.path} has the class {strange[0]}: allowed are {allowed}")
-        return np.where(known, values, IGNORE).astype(np.uint8)
+def scene_name(scene: Scene) -> str:
+    """What chips and reports call a scene: the stem of its file."""
+    return Path(scene.address.path).stem
 
 
-def _raster(path: Path, scene: Scene, classes: int) -> RasterLabels:
-    raster = open_scene(SceneAddress(str(path), bands=(1,)))
-    if raster.dtype == "float32":
-        raise LabelError(f"{path} has pixels of float32: class ids are whole numbers")
-    offset = _offset(path, scene, raster)
-    shown = Window(*offset, scene.height, scene.width)
-    if shown.intersect(Window(0, 0, raster.height, raster.width)) is None:
-        raise LabelError(f"{path} lies elsewhere than {scene.address.path}: they share no pixel")
-    return RasterLabels(path, raster, offset, classes)
+def has_objects(path: Path) -> bool:
+    """Whether labels come as objects."""
+    return path.is_dir() or path.suffix.lower() in VECTORS
 
 
-def _offset(path: Path, scene: Scene, raster: Scene) -> tuple[int, int]:
-    """Where the scene's first pixel is in the raster; an error if the two grids differ."""
-    if scene.georef.transform is None and raster.georef.transform is None:
-        if (scene.height, scene.width) != (raster.height, raster.width):
-            sizes = f"{raster.height} x {raster.width} pixels, the scene {scene.height} x {scene.width}"
-            raise LabelError(f"{path} has {sizes}: without georeference they must agree")
-        return 0, 0
-    if scene.georef.transform is None or raster.georef.transform is None:
-        raise LabelError(
-            f"only one of {path} and {scene.address.path} has an affine georeference: their grids cannot agree"
-        )
-    if not _same_crs(scene.georef, raster.georef):
-        raise LabelError(f"{path} has another CRS than {scene.address.path}: warp it to the scene's grid")
-    to_raster = ~Affine(*raster.georef.transform) @ Affine(*scene.georef.transform)
-    row, col = round(to_raster.f), round(to_raster.c)
-    corners = [(0.0, 0.0), (0.0, float(scene.height)), (float(scene.width), 0.0)]
-    off = max(max(abs(c + col - x), abs(r + row - y)) for c, r in corners for x, y in [to_raster @ (c, r)])
-    if off > _GRID_TOLERANCE:
-        raise LabelError(f"{path} lies {off:.2g} pixels off the grid of {scene.address.path}: warp it to that grid")
-    return row, col
+def find_area(path: Path, name: str | None = None) -> tuple[Path, str | None] | None:
+    """The file, and its layer, with the area in which the labels of the scene `name` hold; None: they hold everywhere.
+
+    Without a `name`, that which the labels' own name says.
+    """
+    for suffix in VECTORS:
+        file = _place(path) / f"{name or _subject(path)}{_AREA}{suffix}"
+        if file.is_file():
+            return file, None
+    return (path, AREA_LAYER) if path.is_file() and AREA_LAYER in layers(path) else None
 
 
-def _same_crs(one: Georef, other: Georef) -> bool:
-    if one.crs is None or other.crs is None:
-        return one.crs == other.crs
-    return one.crs == other.crs or pyproj.CRS(one.crs).equals(pyproj.CRS(other.crs), ignore_axis_order=True)
+def origin_of(path: Path, name: str | None = None, attribute: str | None = None) -> str:
+    """Who made the labels of the scene `name`: `drawn`, `corrected` or `model`.
+
+    `origins.csv` beside the labels decides; else the worst of the polygons' field `origin`, the raster's tag of that
+    name, or whether this project published the raster; else they are drawn.
+
+    Raises:
+        LabelError: an origin is none of these words, or the file cannot be read.
+    """
+    table = _place(path) / TABLE
+    if table.is_file() and (said := read_origins(table).get(name or _subject(path))):
+        return said
+    if path.is_dir():
+        return worst((), path)
+    if path.suffix.lower() in RASTERS:
+        return raster_origin(path)
+    return worst(read_vectors(path, attribute).origins, path)
 
 
-@dataclass(frozen=True)
-class PolygonLabels:
-    """Polygons in the scene's CRS; later ones lie on top."""
-
-    georef: Georef
-    tree: shapely.STRtree
-    ids: tuple[int, ...]
-    """Class of each polygon of the tree."""
-
-    def read(self, window: Window) -> Labels8:
-        """Class ids (H, W): of the last polygon that holds a pixel's centre, else 0."""
-        part = self.georef.window(window)
-        assert part.transform is not None  # noqa: S101 - checked when opened
-        xs, ys = part.coordinates(np.array([0, 0, window.height, window.height]), np.array([0, window.width] * 2))
-        near = sorted(self.tree.query(shapely.MultiPoint(np.column_stack([xs, ys])).envelope))
-        if not near:
-            return np.zeros((window.height, window.width), np.uint8)
-        burnt: Labels8 = rasterio.features.rasterize(
-            ((self.tree.geometries[i], self.ids[i]) for i in near),
-            out_shape=(window.height, window.width),
-            transform=Affine(*part.transform),
-            dtype="uint8",
-        )
-        return burnt
+def label_files(path: Path, name: str | None = None) -> list[Path]:
+    """All files that make up the labels of the scene `name`: with companions, masks of objects, the area."""
+    files = list(_own_files(path))
+    area = find_area(path, name)
+    if area is not None and area[0] != path:
+        files += _own_files(area[0])
+    return files
 
 
-def _polygons(path: Path, scene: Scene, classes: Sequence[str], attribute: str | None) -> PolygonLabels:
-    if scene.georef.crs is None or (bounds := scene.georef.bounds(scene.height, scene.width)) is None:
-        raise LabelError(
-            f"{scene.address.path} has no affine georeference: polygons need one, give a class raster instead"
-        )
-    crs, shapes, values = _read_vector(path, attribute)
+def label_fingerprint(path: Path, name: str | None = None) -> str:
+    """SHA-256 over the content of `label_files` and their endings.
+
+    Raises:
+        LabelError: a file went away, or cannot be read.
+    """
+    digest = hashlib.sha256()
     try:
-        to_scene = pyproj.Transformer.from_crs(crs or scene.georef.crs, scene.georef.crs, always_xy=True)
-    except pyproj.exceptions.ProjError as error:
-        raise LabelError(f"{path}: its CRS cannot be turned into that of {scene.address.path}: {error}") from error
-    placed = shapely.transform(shapes, to_scene.transform, interleaved=False)
-    if len(placed) and not shapely.intersects(shapely.box(*bounds), shapely.box(*shapely.total_bounds(placed))):
-        raise LabelError(f"{path} lies elsewhere than {scene.address.path}: no polygon is near it")
-    ids = (1,) * len(placed) if values is None else tuple(_class_id(path, value, classes) for value in values)
-    return PolygonLabels(scene.georef, shapely.STRtree(placed), ids)
+        for file in label_files(path, name):
+            content = hashlib.sha256(file.read_bytes()).digest()
+            digest.update(f"{file.suffix}\0".encode() + content)
+    except OSError as error:
+        raise LabelError(f"{error.filename or path} cannot be read: {error.strerror}") from error
+    return digest.hexdigest()
 
 
-def _read_vector(path: Path, attribute: str | None) -> tuple[str | None, NDArray[Any], NDArray[Any] | None]:
-    """CRS, polygons and their values of `attribute`, from any format that OGR reads."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)
-            meta, _, wkb, fields = pyogrio.raw.read(path, columns=[attribute] if attribute else [])
-    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, ValueError) as error:
-        raise LabelError(f"{path} cannot be read as polygons: {error}") from error
-    if attribute and attribute not in meta["fields"]:
-        raise LabelError(f"{path} has no field {attribute!r}: its fields are {_field_names(path)}")
-    shapes = shapely.from_wkb(wkb)
-    areal = np.isin(shapely.get_type_id(shapes), (3, 6)) & ~shapely.is_empty(shapes)
-    return meta["crs"], shapely.force_2d(shapes[areal]), fields[0][areal] if attribute else None
+def _own_files(path: Path) -> Iterator[Path]:
+    if path.is_dir():
+        yield from sorted(file for file in path.iterdir() if file.suffix.lower() == ".png")
+        return
+    yield path
+    beside = [path.with_suffix(suffix) for suffix in _COMPANIONS]
+    beside += [path.with_name(f"{path.name}{suffix}") for suffix in (".aux.xml", ".msk")]
+    yield from (file for file in beside if file.is_file())
 
 
-def _field_names(path: Path) -> str:
-    return ", ".join(map(str, pyogrio.read_info(path)["fields"])) or "none"
+def _place(path: Path) -> Path:
+    """The folder in which labels lie."""
+    return path.parent.parent if path.is_dir() and path.name == _MASKS else path.parent
 
 
-def _class_id(path: Path, value: Any, classes: Sequence[str]) -> int:
-    """A class by its name or by its id."""
-    text = str(value)
-    if text in classes:
-        return list(classes).index(text)
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if number in range(len(classes)):
-        return int(number)
-    known = ", ".join(f"{index} {name}" for index, name in enumerate(classes))
-    raise LabelError(f"{path} has the class {text!r}: known are {known}")
+def _subject(path: Path) -> str:
+    """The scene that labels are named after."""
+    if path.is_dir() and path.name == _MASKS:
+        return path.parent.name
+    stem = path.name if path.is_dir() else path.stem
+    return stem.removesuffix(_LABELS).removesuffix(_OBJECTS)

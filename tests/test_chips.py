@@ -3,14 +3,18 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyproj
 import pytest
 import rasterio
 import zarr
 from affine import Affine
 from drawn_scenes import UTM, noise, write_tiff
+from PIL import Image
 
-from pipeline.chips import read_split, split_of, write_chips
+from pipeline.chips import recorded_ground, write_chips
+from pipeline.chipstore import SlotWriter
 from pipeline.errors import LabelError, SceneError
+from pipeline.split import Ground
 
 CLASSES = ("ground", "roof")
 
@@ -46,9 +50,12 @@ def test_attributes_tell_what_training_needs(tmp_path):
     )
     group = zarr.open_group(tmp_path / "chips.zarr", mode="r")
     attributes = dict(group.attrs)
-    assert (attributes["schema"], attributes["bands"], attributes["dtype"]) == (1, ["b", "r"], "uint8")
+    assert (attributes["schema"], attributes["bands"], attributes["dtype"]) == (2, ["b", "r"], "uint8")
     assert attributes["classes"] == [{"id": 0, "name": "ground"}, {"id": 1, "name": "roof"}]
-    assert attributes["chips"][1] == {"scene": "a-val", "row": 0, "col": 64, "split": "val"}
+    assert attributes["chips"][1] == {"scene": "a-val", "row": 0, "col": 64, "split": "val", "slot": 1}
+    assert attributes["ground"] == {"edge": 1024, "pixels": 2048, "seed": 0, "val": 0.2, "sealed": 0}
+    assert (attributes["objects"], attributes["boundary"], attributes["seed"]) == ([], None, 4)
+    assert list(attributes["scenes"]["a-val"]) == ["fingerprint", "labels", "origin"]
     assert attributes["resolution"] == pytest.approx([0.5 / 1.5, 0.5 * 1.5], rel=1e-3)
     assert group["scale"][:].tolist() == [[1, 1]] * 6
     assert summary.shares["roof"] == pytest.approx((pixels[0] > 100).mean())
@@ -68,39 +75,165 @@ def test_invalid_pixels_have_no_label_and_chips_of_them_are_dropped(tmp_path):
     assert np.array_equal(group["labels"][1] == 255, ~mask[:, 64:128])
 
 
-def test_writing_twice_gives_the_same_bytes_and_replaces(tmp_path):
+def stored(out):
+    return {str(f.relative_to(out)): (f.read_bytes(), f.stat().st_mtime_ns) for f in out.rglob("*") if f.is_file()}
+
+
+def content(out):
+    """Everything that training can see of chips, without their slots."""
+    group = zarr.open_group(out, mode="r")
+    attributes = dict(group.attrs)
+    slots = [chip.pop("slot") for chip in attributes["chips"]]
+    assert len(set(slots)) == len(slots)
+    arrays = ("pixels", "valid", "labels", "objects", "scale", "offset")
+    return attributes, {name: group[name].oindex[np.array(slots)].tolist() for name in arrays}
+
+
+def test_writing_twice_touches_nothing_and_a_fresh_start_gives_the_same_bytes(tmp_path):
     image, _ = draw(tmp_path / "in", "a")
-    out = tmp_path / "chips.zarr"
-    stored = []
-    for _ in range(2):
+    for out in (tmp_path / "chips.zarr", tmp_path / "others.zarr"):
         write_chips([image], tmp_path / "in", out, classes=CLASSES, size=32)
-        stored.append({str(f.relative_to(out)): f.read_bytes() for f in out.rglob("*") if f.is_file()})
-    assert stored[0] == stored[1]
+    before = stored(tmp_path / "chips.zarr")
+    assert {k: v[0] for k, v in before.items()} == {k: v[0] for k, v in stored(tmp_path / "others.zarr").items()}
+    summary = write_chips([image], tmp_path / "in", tmp_path / "chips.zarr", classes=CLASSES, size=32)
+    assert (summary.train + summary.val, summary.kept) == (20, 20)
+    assert stored(tmp_path / "chips.zarr") == before
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_a_ground_cell_is_never_split():
-    splits = {
-        (row // 2048, col // 2048): {
-            split_of("a", r, c, size=512, seed=0, split=None)
-            for r in range(row, row + 2048, 512)
-            for c in range(col, col + 2048, 512)
-        }
-        for row in range(0, 40960, 2048)
-        for col in range(0, 40960, 2048)
-    }
-    assert all(len(split) == 1 for split in splits.values())
-    val = sum(split == {"val"} for split in splits.values()) / len(splits)
-    assert 0.12 < val < 0.28
+def test_only_what_changed_is_rewritten_and_the_result_is_that_of_a_fresh_start(tmp_path):
+    images = [draw(tmp_path / "in", name, seed=i)[0] for i, name in enumerate(("a-train", "b-train", "c-val"))]
+    out = tmp_path / "chips.zarr"
+    write_chips(images, tmp_path / "in", out, classes=CLASSES, size=64)
+    before = {k: v for k, v in stored(out).items() if "/c/" in k}
+    images[1], _ = draw(tmp_path / "in", "b-train", seed=9)
+    images.append(draw(tmp_path / "in", "d-val", seed=4)[0])
+    summary = write_chips(images[1:], tmp_path / "in", out, classes=CLASSES, size=64)
+    assert (summary.train, summary.val, summary.kept) == (6, 12, 6)
+    kept = {chip["slot"] for chip in zarr.open_group(out, mode="r").attrs["chips"] if chip["scene"] == "c-val"}
+    after = stored(out)
+    assert all(after[name] == facts for name, facts in before.items() if int(name.split("/")[2]) in kept)
+    write_chips(images[1:], tmp_path / "in", tmp_path / "fresh.zarr", classes=CLASSES, size=64)
+    assert content(out) == content(tmp_path / "fresh.zarr")
 
 
-def test_a_given_split_rules_and_then_the_name(tmp_path):
-    assert split_of("a-val", 0, 0, size=64, seed=0, split=None) == "val"
-    assert split_of("a-val", 0, 0, size=64, seed=0, split={"a-val": "train"}) == "train"
-    with pytest.raises(LabelError, match="'test' for the scene a"):
-        split_of("a", 0, 0, size=64, seed=0, split={"a": "test"})
-    (tmp_path / "split.csv").write_text("scene,split\na,train\nb,val\n")
-    assert read_split(tmp_path / "split.csv") == {"a": "train", "b": "val"}
+@pytest.mark.parametrize("more", [{"classes": ("ground", "house")}, {"size": 32}, {"bands": (1,)}])
+def test_another_recipe_makes_all_chips_anew(tmp_path, more):
+    image, _ = draw(tmp_path / "in", "a-train")
+    recipe = {"classes": CLASSES, "size": 64}
+    write_chips([image], tmp_path / "in", tmp_path / "chips.zarr", **recipe)
+    assert write_chips([image], tmp_path / "in", tmp_path / "chips.zarr", **(recipe | more)).kept == 0
+    write_chips([image], tmp_path / "in", tmp_path / "fresh.zarr", **(recipe | more))
+    assert content(tmp_path / "chips.zarr") == content(tmp_path / "fresh.zarr")
+
+
+def test_a_killed_rewrite_leaves_the_chips_that_were_there(tmp_path, monkeypatch):
+    image, _ = draw(tmp_path / "in", "a-train")
+    out = tmp_path / "chips.zarr"
+    write_chips([image], tmp_path / "in", out, classes=CLASSES, size=64)
+    before = content(out)
+    draw(tmp_path / "in", "a-train", seed=3)
+    put, calls = SlotWriter.put, []
+
+    def killed(writer, chip):
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        calls.append(put(writer, chip))
+
+    monkeypatch.setattr(SlotWriter, "put", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_chips([image], tmp_path / "in", out, classes=CLASSES, size=64)
+    assert content(out) == before
+    monkeypatch.undo()
+    write_chips([image], tmp_path / "in", out, classes=CLASSES, size=64)
+    write_chips([image], tmp_path / "in", tmp_path / "fresh.zarr", classes=CLASSES, size=64)
+    assert content(out) == content(tmp_path / "fresh.zarr")
+
+
+def test_another_origin_is_told_without_rewriting_a_chip(tmp_path):
+    image, _ = draw(tmp_path / "in", "a-train")
+    out = tmp_path / "chips.zarr"
+    write_chips([image], tmp_path / "in", out, classes=CLASSES, size=64)
+    assert zarr.open_group(out, mode="r").attrs["scenes"]["a-train"]["origin"] == "drawn"
+    (tmp_path / "in/origins.csv").write_text("scene,origin\na-train,model\n")
+    assert write_chips([image], tmp_path / "in", out, classes=CLASSES, size=64).kept == 6
+    assert zarr.open_group(out, mode="r").attrs["scenes"]["a-train"]["origin"] == "model"
+
+
+def places(out):
+    return {(chip["scene"], chip["row"], chip["col"]) for chip in zarr.open_group(out, mode="r").attrs["chips"]}
+
+
+def test_at_most_so_many_chips_are_drawn_and_a_draw_outlives_other_scenes_and_numbers(tmp_path):
+    images = [draw(tmp_path / "in", name, seed=i)[0] for i, name in enumerate(("a-train", "b-train", "c-val"))]
+    out, recipe = tmp_path / "chips.zarr", {"classes": CLASSES, "size": 32}
+    summary = write_chips(images, tmp_path / "in", out, most=7, **recipe)
+    assert (summary.train, summary.val, summary.left, summary.dropped) == (7, 7, 46, 0)
+    seven = places(out)
+    assert write_chips(images, tmp_path / "in", out, most=12, **recipe).kept == 14
+    assert places(out) > seven
+    write_chips(images, tmp_path / "in", tmp_path / "fresh.zarr", most=12, **recipe)
+    assert content(out) == content(tmp_path / "fresh.zarr")
+    write_chips(images[1:], tmp_path / "in", out, most=7, **recipe)
+    assert {place for place in seven if place[0] != "a-train"} <= places(out)
+    write_chips(images, tmp_path / "in", out, **recipe)
+    assert len(places(out)) == 60
+
+
+def test_objects_are_numbered_within_a_chip_and_the_boundary_keeps_them_apart(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    image = write_tiff(folder / "a-train.tif", noise(1, 64, 128), crs=None, transform=Affine.identity())
+    (folder / "a-train-objects").mkdir()
+    for name, columns in (("1", slice(10, 20)), ("2", slice(20, 30)), ("3", slice(100, 110))):
+        mask = np.zeros((64, 128), np.uint8)
+        mask[5:15, columns] = 255
+        Image.fromarray(mask).save(folder / f"a-train-objects/{name}.png")
+    write_chips([image], folder, tmp_path / "chips.zarr", classes=("ground", "cell", "rim"), size=64, boundary="rim")
+    group = zarr.open_group(tmp_path / "chips.zarr", mode="r")
+    assert (group.attrs["objects"], group.attrs["boundary"]) == ([1], 2)
+    assert np.unique(group["objects"][0]).tolist() == [0, 1, 2]
+    assert np.unique(group["objects"][1]).tolist() == [0, 1]
+    assert np.array_equal(group["objects"][0] > 0, group["labels"][0] > 0)
+    assert np.flatnonzero(group["labels"][0][10] == 2).tolist() == [18, 19, 20, 21]
+
+
+def test_wrong_classes_of_objects_and_boundaries_are_named(tmp_path):
+    image, _ = draw(tmp_path / "in", "a-train")
+    for more, says in (
+        ({"boundary": "rim"}, "'rim' is no class of objects or of their boundary: known are roof"),
+        ({"objects": ("ground",)}, "'ground' is no class"),
+        ({"boundary": "roof", "objects": ("roof",)}, "roof cannot be a class of objects and part them"),
+    ):
+        with pytest.raises(LabelError, match=says):
+            write_chips([image], tmp_path / "in", tmp_path / "chips.zarr", classes=CLASSES, **more)
+
+
+def test_what_was_sealed_stays_sealed(tmp_path):
+    image, _ = draw(tmp_path / "in", "a")
+    out = tmp_path / "chips.zarr"
+    write_chips([image], tmp_path / "in", out, classes=CLASSES, size=64, sealed=0.3)
+    write_chips([image], tmp_path / "in", out, classes=CLASSES, size=64)
+    assert recorded_ground(out) == Ground(edge=1024, sealed=0.3)
+    with pytest.raises(LabelError, match=r"0.3 of the ground was sealed, now 0.1 would be"):
+        write_chips([image], tmp_path / "in", out, classes=CLASSES, size=64, sealed=0.1)
+
+
+def test_labels_never_lie_on_both_sides_of_a_split(tmp_path):
+    """Chips of 64 pixels on cells of 16 m, 32 pixels: nearly every chip lies on several cells."""
+    image, _ = draw(tmp_path / "in", "a", height=200, width=300)
+    ground = Ground(edge=16.0, val=0.5)
+    write_chips([image], tmp_path / "in", tmp_path / "chips.zarr", classes=CLASSES, size=64, ground=ground)
+    group = zarr.open_group(tmp_path / "chips.zarr", mode="r")
+    to_earth = pyproj.Transformer.from_crs("EPSG:32633", "EPSG:6933", always_xy=True)
+    seen = {}
+    for chip in group.attrs["chips"]:
+        rows, cols = np.nonzero(group["labels"][chip["slot"]] != 255)
+        x, y = to_earth.transform(*(UTM @ (cols + chip["col"] + 0.5, rows + chip["row"] + 0.5)))
+        for cell in {(int(i), int(j)) for i, j in zip(y // 16, x // 16, strict=True)}:
+            seen.setdefault(cell, set()).add(chip["split"])
+    assert all(len(splits) == 1 for splits in seen.values())
+    assert {"train", "val"} == set.union(*seen.values())
 
 
 def test_scenes_must_agree_and_have_names_of_their_own(tmp_path):
@@ -109,7 +242,7 @@ def test_scenes_must_agree_and_have_names_of_their_own(tmp_path):
     other, _ = draw(tmp_path / "other", "a")
     with pytest.raises(SceneError, match="choose bands"):
         write_chips([one, two], tmp_path / "in/a-labels.tif", tmp_path / "chips.zarr", classes=CLASSES)
-    with pytest.raises(SceneError, match="two images have one name"):
+    with pytest.raises(SceneError, match="two images have one name, a"):
         write_chips([one, other], tmp_path / "in", tmp_path / "chips.zarr", classes=CLASSES)
 
 
