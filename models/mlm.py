@@ -31,16 +31,17 @@ _SAFETENSORS = "application/octet-stream; application=safetensors"
 Json = dict[str, Any]
 
 
-def item(bundle: Bundle, *, created: datetime) -> Json:
+def item(bundle: Bundle, *, created: datetime | None = None) -> Json:
     """The STAC item of a bundle; its assets lie in the same folder.
 
     A model of unknown ground has a null geometry and no bounding box, as STAC asks.
 
     Args:
         bundle: the bundle.
-        created: when it was made, with a time zone.
+        created: when it was made, with a time zone; now if not given.
     """
-    metrics, time = load_metrics(bundle), created.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    made = (created or datetime.now(UTC)).astimezone(UTC)
+    metrics, time = load_metrics(bundle), made.isoformat(timespec="seconds").replace("+00:00", "Z")
     extent = _extent(metrics)
     return {
         "type": "Feature",

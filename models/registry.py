@@ -4,7 +4,7 @@ REGISTRY/                     a folder, or an address such as s3://bucket/models
 registry.json                 schema number; written first
 champion.json                 everybody who was ever champion, newest last: pointer and history are one file
 bundles/<digest>/             the bundle's files, bundle.json last, and what is told of it:
-    item.json  gate.json  report.html ...
+    item.json  gate.json  labels.json  report.html ...
 sealed/<sha256>.zip           sealed chips that a champion was accepted on
 outcomes/<fingerprint>.json   what became of the labels of this fingerprint: one attempt after the other
 
@@ -95,6 +95,8 @@ class Attempt:
     """Digest of the sealed chips that it is to be champion with."""
     at: str = ""
     """When it was recorded, ISO 8601, UTC."""
+    run: str | None = None
+    """What the caller calls the run that made it."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,10 @@ class Outcome:
         vanished = sum(pair == ("running", "running") for pair in pairwise(states))
         return states.count("failed") + vanished
 
+    def run_waited(self, run: str) -> bool:
+        """Whether `run` has left a challenger to somebody's approval, decided or not."""
+        return any(attempt.run == run and attempt.state == "waiting" for attempt in self.attempts)
+
     @property
     def settled(self) -> bool:
         """Whether these labels need no further training: promoted, refused, waiting, or failed `TRIES` times."""
@@ -134,6 +140,11 @@ class Waiting:
     def bundle(self) -> str:
         """The challenger's digest."""
         return self.attempt.bundle or ""
+
+    @property
+    def run(self) -> str | None:
+        """What left it waiting."""
+        return self.attempt.run
 
 
 @dataclass(frozen=True)
@@ -216,6 +227,10 @@ class Registry:
     def told(self, digest: str, name: str) -> dict[str, Any] | None:
         """The JSON file `name` beside a bundle, or None."""
         return _read_json(self.store, _of(digest, name))[0]
+
+    def labels(self, digest: str) -> dict[str, str]:
+        """Digests of the labels that a bundle learnt from, by scene, where labels.json beside it tells them."""
+        return self.told(digest, "labels.json") or {}
 
     def find(self, prefix: str) -> str:
         """The digest that begins with `prefix`; a whole digest, or as much of it as fits one bundle alone.
@@ -386,6 +401,15 @@ class Registry:
                 continue
             return Outcome(fingerprint, attempts)
         raise ConflictError(f"{self.place}: others write the outcome of {fingerprint[:12]} all the time: try again")
+
+    def attempts(self, fingerprint: str) -> tuple[Attempt, ...]:
+        """All that was tried with the labels of this fingerprint, oldest first."""
+        outcome = self.outcome(fingerprint)
+        return outcome.attempts if outcome else ()
+
+    def of_run(self, run: str) -> Outcome | None:
+        """The outcome of the labels whose challenger `run` left to somebody's approval, decided or not."""
+        return next((outcome for outcome in self.outcomes() if outcome.run_waited(run)), None)
 
     def outcomes(self) -> list[Outcome]:
         """All outcomes, by fingerprint."""
