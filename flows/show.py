@@ -86,13 +86,45 @@ def _speeds(speed: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def score_table(result: dict[str, Any]) -> Table:
-    """Scores by scene and class, the pooled ones last."""
-    table = Table("scene", "class", "IoU", "F1", "precision", "recall")
-    for scene, scores in (*result["scenes"].items(), ("pooled", result["pooled"])):
+    """Scores by scene and class, the pooled ones last, and below what is said of all classes together."""
+    pooled = result["pooled"]
+    counted = "objects" in pooled
+    table = Table("scene", "class", "IoU", "F1", "precision", "recall", "boundary F1", *(["AP50"] if counted else []))
+    for scene, scores in (*result["scenes"].items(), ("pooled", pooled)):
+        ends = scores["intervals"]
         for name in scores["iou"]:
-            values = (scores[key][name] for key in ("iou", "f1", "precision", "recall"))
-            table.add_row(scene, name, *("-" if value is None else f"{value:.3f}" for value in values))
+            values = [_score(scores["iou"][name], ends["iou"][name])]
+            values += [_score(scores[key][name]) for key in ("f1", "precision", "recall")]
+            values += [_score(scores["boundary_f1"][name], ends["boundary_f1"][name])]
+            if counted:
+                found = scores["objects"].get(name)
+                values += [_score(found["ap50"], ends["ap50"][name]) if found else ""]
+            table.add_row(Text(plain(scene)), name, *values)
+        table.add_section()
+    table.caption = Text("\n".join(_remarks(pooled)))
+    table.caption_justify = "left"
     return table
+
+
+def _remarks(pooled: dict[str, Any]) -> list[str]:
+    near, inside = (_score(pooled["borders"][part]["mean_iou"]) for part in ("within_16", "interior"))
+    lines = [f"mean IoU {_score(pooled['mean_iou'], pooled['intervals']['mean_iou'])}"]
+    lines[0] += f"; within 16 px of the borders of cores {near}, elsewhere {inside}"
+    for name, found in pooled.get("objects", {}).items():
+        counts = "found {tp:,}, missed {fn:,}, invented {fp:,}".format(**found)
+        shares = f"AP50 {_score(found['ap50'])} as a mean over images, {_score(found['ap50_pooled'])} over all objects"
+        pixels = f"IoU {_score(found['iou'])}, F1 {_score(found['f1'])}"
+        lines.append(f"{name} as objects: {counts}; {shares}; their pixels: {pixels}")
+    if "ece" in pooled:
+        lines.append(f"calibration error of the confidence {_score(pooled['ece'])}")
+    return [*lines, f"In brackets: 95 % interval, by drawing from {pooled['blocks']:,} squares of ground of 512 px."]
+
+
+def _score(value: float | None, ends: list[float] | None = None) -> str:
+    """With its interval: `0.812 [0.790, 0.833]`; `-` where there is none."""
+    if value is None:
+        return "-"
+    return f"{value:.3f}" + (f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else "")
 
 
 def weights_table(entries: "list[Published]") -> Table:
