@@ -30,7 +30,24 @@ Match = Annotated[
 ]
 Backfill = Annotated[bool, typer.Option("--backfill", help="Of an archive: redo the results of another bundle too.")]
 Check = Annotated[bool, typer.Option("--check", help="Of an archive: verify finished results, mend what is damaged.")]
-BundleDir = Annotated[Path, typer.Option("--bundle", help="Folder of the trained model.")]
+
+
+def bundle_folder(place: str) -> Path:
+    """The folder of a bundle; a registry, in a folder or at an address, stands for its champion."""
+    from models.registry import resolve
+
+    return resolve(place)
+
+
+BundleDir = Annotated[
+    Path,
+    typer.Option(
+        "--bundle",
+        parser=bundle_folder,
+        metavar="PATH",
+        help="Folder of the trained model; or a registry, which stands for its champion.",
+    ),
+]
 OutDir = Annotated[Path, typer.Option("--out", help="Folder for results; each scene gets a folder of its name.")]
 ResultDir = Annotated[Path, typer.Argument(metavar="OUT", help="A result, or a folder of results.")]
 Images = Annotated[Path, typer.Option("--images", help="Folder of labelled GeoTIFF scenes, or one scene.")]

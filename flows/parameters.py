@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from models.registry import resolve
 from pipeline.grid import Window
 from pipeline.plan import PlanOptions
 from pipeline.scene import SceneAddress
@@ -43,11 +44,14 @@ class Options(BaseModel):
     keep_staged: Annotated[bool, Field(description="Keep staged scenes for the next run.")] = False
 
     def request(self, scene: str, name: str, bundle: str, out: str) -> SegmentRequest:
-        """The request to segment `scene` into `out / name`; paths become absolute on the machine that runs the flow."""
+        """The request to segment `scene` into `out / name`; paths become absolute on the machine that runs the flow.
+
+        A registry stands for the bundle that is its champion now.
+        """
         bands, part = tuple(self.bands) if self.bands else None, Window(*self.window) if self.window else None
         return SegmentRequest(
             scene=SceneAddress(scene, bands, self.nodata, part),
-            bundle=Path(bundle).absolute(),
+            bundle=resolve(bundle).absolute(),
             out=Path(out).absolute(),
             name=name,
             options=PlanOptions(

@@ -75,7 +75,7 @@ def segment_scene(
 
     Args:
         scene: File of the scene, or its address.
-        bundle: Folder of the trained model.
+        bundle: Folder of the trained model; or a registry, which stands for its champion.
         out: Folder of results; the scene gets a folder of its name.
         options: How the scene is read, cut and computed.
     """

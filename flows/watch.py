@@ -45,7 +45,7 @@ def watch_archive(
 
     Args:
         archive: A folder, an address such as s3://bucket/scenes, or a STAC catalogue.
-        bundle: Folder of the trained model.
+        bundle: Folder of the trained model; or a registry, which stands for its champion.
         out: Folder of results.
         match: Only paths below the archive that fit this glob, as in north/*.tif.
         trust: `archive` trusts files below the archive; `untrusted` trusts none of them.

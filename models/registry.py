@@ -325,7 +325,8 @@ class Registry:
     ) -> Champion:
         """Make a bundle champion in the place of `expected`, the digest that the caller saw there (None: nobody).
 
-        The one who is champion already stays so, and nothing is written.
+        The one who is champion already stays so. A challenger that waited for approval waits no longer, and brings the
+        labels and sealed chips that it waited with; without any, the sealed chips of the champion before stay in force.
 
         Raises:
             ConflictError: somebody else is champion by now.
@@ -333,6 +334,17 @@ class Registry:
         """
         if not self.holds(digest):
             raise RegistryError(f"{self.place} holds no bundle {digest[:12]}: `widefield registry add` it first")
+        waiting = [each for each in self.waiting() if each.bundle == digest]
+        for each in waiting:
+            labels, sealed = labels or each.fingerprint, sealed or each.attempt.sealed
+        champion = self._crown(digest, by=by, why=why, expected=expected, labels=labels, sealed=sealed)
+        for each in waiting:
+            self.record(each.fingerprint, replace(each.attempt, state="promoted", reason=f"promoted by {by}: {why}"))
+        return champion
+
+    def _crown(
+        self, digest: str, *, by: str, why: str, expected: str | None, labels: str | None, sealed: str | None
+    ) -> Champion:
         if sealed is not None and _sealed(sealed) not in self.store.list("sealed"):
             raise RegistryError(f"{self.place} holds no sealed chips {sealed[:12]}")
         history, version = self._history()
@@ -344,7 +356,8 @@ class Registry:
                 f"{self.place}: the champion is {_short(found)} by now, not {_short(expected)}: compare with that one"
             )
         back = len(history) - 1 if history else None
-        champion = Champion(digest, _now(), by, why, found, labels, sealed, "promote", back)
+        ground = sealed or (present.sealed if present else None)
+        champion = Champion(digest, _now(), by, why, found, labels, ground, "promote", back)
         self._append(history, champion, version)
         return champion
 
@@ -429,17 +442,8 @@ class Registry:
             ConflictError: the champion is another than the one that the gate compared it with.
         """
         waiting = self._waiting(prefix)
-        attempt, why = waiting.attempt, why or f"approved: {waiting.attempt.reason}".rstrip(": ")
-        champion = self.promote(
-            waiting.bundle,
-            by=by,
-            why=why,
-            expected=attempt.champion,
-            labels=waiting.fingerprint,
-            sealed=attempt.sealed,
-        )
-        self.record(waiting.fingerprint, replace(attempt, state="promoted", reason=f"approved by {by}"))
-        return champion
+        reason = why or f"approved: {waiting.attempt.reason}".rstrip(": ")
+        return self.promote(waiting.bundle, by=by, why=reason, expected=waiting.attempt.champion)
 
     def decline(self, prefix: str, *, by: str, why: str) -> None:
         """Settle the labels of a waiting challenger as refused.

@@ -348,3 +348,24 @@ def test_what_is_written_is_json_with_a_schema(tmp_path, bundles):
 def test_the_registry_loads_no_torch():
     code = "import sys, models.registry, models.mlm; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, env=os.environ).returncode == 0
+
+
+def test_the_sealed_ground_of_the_champion_before_stays_in_force(registry, bundles, tmp_path):
+    for bundle in bundles:
+        registry.add(bundle)
+    (tmp_path / "chips.zip").write_bytes(b"chips")
+    sealed = registry.seal(tmp_path / "chips.zip")
+    crown(registry, bundles[0], sealed=sealed)
+    assert crown(registry, bundles[1]).sealed == sealed
+    with pytest.raises(RegistryError, match="holds no sealed chips"):
+        crown(registry, bundles[2], sealed="0" * 64)
+
+
+def test_what_a_run_left_waiting_is_found_by_its_name(registry, bundles):
+    registry.add(bundles[0], files={"labels.json": b'{"scene": "f00"}'})
+    registry.record(LABELS, Attempt("running", run="r1"))
+    assert registry.of_run("r1") is None
+    registry.record(LABELS, Attempt("waiting", bundle=bundles[0].digest, run="r1"))
+    assert (registry.waiting()[0].run, registry.of_run("r1").fingerprint) == ("r1", LABELS)
+    assert (len(registry.attempts(LABELS)), registry.attempts("00" * 32)) == (2, ())
+    assert registry.labels(bundles[0].digest) == {"scene": "f00"}
