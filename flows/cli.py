@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from flows.labels import labels as labels_app
 from flows.options import (
     AsJson,
     Attribute,
@@ -39,6 +40,8 @@ from flows.options import (
     spelled_out,
 )
 from flows.progress import bar
+from flows.registry import registry
+from flows.report import report as write_report
 from flows.show import complain, err, out, rows, say, score_table, summary
 from flows.training import ExampleLabels, Examples, TrainOptions, make_chips, show_confusion
 from flows.weights import weights
@@ -65,7 +68,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Segment archives of huge images: exact, resumable, georeferenced.",
 )
+app.add_typer(labels_app, name="labels")
 app.add_typer(weights, name="weights")
+app.add_typer(registry, name="registry")
 
 
 @app.command(
@@ -264,8 +269,25 @@ def train(
     make_chips(images, labels, folder, options)
     bundle = fit(config, lambda line: say(json.dumps(line)))
     say(f"bundle {bundle.digest[:12]} in {bundle.path}")
+    say(f"report {write_report(bundle, config.chips, folder)}")
     if options.task == "classify":
         show_confusion(bundle)
+
+
+@app.command(epilog="Example: `widefield report --bundle buildings --chips buildings/chips.zarr --out looked-at`")
+def report(
+    *,
+    bundle: BundleDir,
+    chips: Annotated[Path, typer.Option(help="The chips that it was trained on, or others like them.")],
+    folder: Annotated[Path, typer.Option("--out", help="Folder of report.html.")],
+) -> None:
+    """Write the report of a training again, or on other chips: scores, curves, worst and best chips, stitching."""
+    from models.bundle import open_bundle
+    from pipeline.housekeeping import make_folder
+
+    opened = open_bundle(bundle)
+    make_folder(folder)
+    say(f"report {write_report(opened, existing(chips, '--chips'), folder)}")
 
 
 @app.command(epilog="Example: `widefield evaluate --bundle B --images examples/scenes --labels examples/labels --json`")

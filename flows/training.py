@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from flows.labels import Boundary, warn
 from flows.options import Attribute, existing, numbers, readable
 from flows.show import say
 from pipeline.errors import UsageError
@@ -33,8 +34,8 @@ ExampleLabels = Annotated[
     Path | None,
     typer.Option(
         "--labels",
-        help="Vector file, class raster, or a folder of them named after the scenes. To classify: nothing, or a CSV "
-        "with the columns `path,class`, and `split` if it says so.",
+        help="Vector file, class raster, or a folder of them, or of masks of objects, named after the scenes. To "
+        "classify: nothing, or a CSV with the columns `path,class`, and `split` if it says so.",
     ),
 ]
 
@@ -59,7 +60,29 @@ class TrainOptions:
     attribute: Attribute = None
     split: Annotated[
         Path | None,
-        typer.Option(help="CSV with columns `scene,split`; else names ending in -train or -val, else the ground."),
+        typer.Option(
+            help="CSV with columns `scene,split`; else names ending in -train, -val or -sealed, else the ground."
+        ),
+    ] = None
+    boundary: Boundary = None
+    objects: Annotated[
+        list[str],
+        typer.Option(
+            "--object",
+            help="Class whose connected things are objects, once for each; else all but class 0 and --boundary, if "
+            "labels come as objects.",
+        ),
+    ] = field(default_factory=list)
+    sealed: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=0.9,
+            help="Share of the ground that only the gate reads; if not given, as the chips have it, or 0.",
+        ),
+    ] = None
+    most: Annotated[
+        int | None, typer.Option(min=1, help="Most chips of each split, drawn evenly over the ground; else all.")
     ] = None
     chip: Annotated[
         int | None,
@@ -149,8 +172,9 @@ class TrainOptions:
             return
         if self.split is not None:
             raise UsageError("--split is for scenes: give images their split in a column of the --labels table")
-        for name in ("attribute", "decoder", "decoder_channels", "output_stride", "crop"):
-            if getattr(self, name) != getattr(type(self), name):
+        only = ("attribute", "boundary", "objects", "sealed", "most", "decoder", "decoder_channels", "output_stride")
+        for name in (*only, "crop"):
+            if getattr(self, name) != getattr(TrainOptions(), name):
                 raise UsageError(f"--{name.replace('_', '-')} is for --task segment: a classifier has none")
 
     @property
@@ -191,18 +215,30 @@ def _setting(text: str) -> tuple[str, bool | int | str]:
     return name, int(value) if value.isdecimal() else value
 
 
-def make_chips(images: Path, labels: Path | None, folder: Path, options: TrainOptions) -> None:
-    """Write `folder / "chips.zarr"` for the task, and say what it holds."""
-    classify = options.task == "classify"
-    chips = (_image_chips if classify else _scene_chips)(images, labels, folder, options)
+def make_chips(
+    images: Path, labels: Path | None, folder: Path, options: TrainOptions, *, skip_unlabelled: bool = False
+) -> None:
+    """Write `folder / "chips.zarr"` for the task, and say what it holds and what is suspicious about the labels.
+
+    With `skip_unlabelled`, scenes without labels are left out, instead of being refused.
+    """
+    if options.task == "classify":
+        chips, kind = _image_chips(images, labels, folder, options), "left out"
+    else:
+        chips, kind = _scene_chips(images, labels, folder, options, skip_unlabelled=skip_unlabelled), "without a label"
     shares = ", ".join(f"{name} {share:.1%}" for name, share in chips.shares.items())
-    dropped = f"{chips.dropped} {'left out' if classify else 'without a label'}"
-    say(f"chips: {chips.train} to train on, {chips.val} to validate, {dropped}; {shares}")
+    more = f", {chips.sealed} sealed" * bool(chips.sealed) + f", {chips.left} not drawn" * bool(chips.left)
+    kept = f"; {chips.kept} were there" * bool(chips.kept)
+    say(f"chips: {chips.train} to train on, {chips.val} to validate{more}, {chips.dropped} {kind}; {shares}{kept}")
 
 
-def _scene_chips(images: Path, labels: Path | None, folder: Path, options: TrainOptions) -> "ChipsSummary":
-    from pipeline.chips import read_split, write_chips
-    from pipeline.labels import list_images
+def _scene_chips(
+    images: Path, labels: Path | None, folder: Path, options: TrainOptions, *, skip_unlabelled: bool
+) -> "ChipsSummary":
+    from pipeline.chips import write_chips
+    from pipeline.labelcheck import check_labels
+    from pipeline.labels import labelled
+    from pipeline.split import read_split
 
     if labels is None:
         raise UsageError("--labels is missing: name the file or the folder of the scenes' labels")
@@ -210,16 +246,33 @@ def _scene_chips(images: Path, labels: Path | None, folder: Path, options: Train
         raise UsageError("--class is missing: name each class, 0 first, as in --class background --class building")
     with readable(options.split, "--split"):
         split = read_split(options.split) if options.split else None
-    return write_chips(
-        list_images(images),
+    classes, bands = options.legend()[0], numbers(options.bands, "--bands", least=1)
+    report = check_labels(
+        images,
         existing(labels, "--labels"),
+        classes=classes,
+        attribute=options.attribute,
+        bands=bands,
+        boundary=options.boundary,
+        unlabelled=skip_unlabelled,
+    )
+    report.raise_errors()
+    warn(report)
+    pairs, _ = labelled(images, labels)
+    return write_chips(
+        [pair.image for pair in pairs],
+        [pair.labels for pair in pairs],
         folder / "chips.zarr",
-        classes=options.legend()[0],
+        classes=classes,
         size=options.edge,
         seed=options.seed,
         attribute=options.attribute,
+        boundary=options.boundary,
+        objects=options.objects or None,
         split=split,
-        bands=numbers(options.bands, "--bands", least=1),
+        bands=bands,
+        sealed=options.sealed,
+        most=options.most,
     )
 
 

@@ -148,7 +148,7 @@ def find_area(path: Path, name: str | None = None) -> tuple[Path, str | None] | 
     Without a `name`, that which the labels' own name says.
     """
     for suffix in VECTORS:
-        file = _place(path) / f"{name or _subject(path)}{_AREA}{suffix}"
+        file = _place(path) / f"{name or subject_of(path)}{_AREA}{suffix}"
         if file.is_file():
             return file, None
     return (path, AREA_LAYER) if path.is_file() and AREA_LAYER in layers(path) else None
@@ -164,7 +164,7 @@ def origin_of(path: Path, name: str | None = None, attribute: str | None = None)
         LabelError: an origin is none of these words, or the file cannot be read.
     """
     table = _place(path) / TABLE
-    if table.is_file() and (said := read_origins(table).get(name or _subject(path))):
+    if table.is_file() and (said := read_origins(table).get(name or subject_of(path))):
         return said
     if path.is_dir():
         return worst((), path)
@@ -213,7 +213,7 @@ def _place(path: Path) -> Path:
     return path.parent.parent if path.is_dir() and path.name == _MASKS else path.parent
 
 
-def _subject(path: Path) -> str:
+def subject_of(path: Path) -> str:
     """The scene that labels are named after."""
     if path.is_dir() and path.name == _MASKS:
         return path.parent.name

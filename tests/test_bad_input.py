@@ -13,6 +13,7 @@ import pytest
 from drawn_bundle import draw_bundle
 from drawn_scenes import noise, write_tiff
 
+from flows.cli import main
 from pipeline.verify import verify
 
 pytestmark = pytest.mark.xdist_group("bad-input")  # the folder is segmented once
@@ -209,3 +210,81 @@ def test_hostile_names_are_segmented_or_refused_and_stay_below_the_output(place,
     assert code == 1
     assert "\x1b" not in err
     assert {path.name for path in tmp_path.iterdir()} == {"scenes", "o"}
+
+
+def scene_with(folder, labels=None, bands=3, name="a"):
+    """A scene of 64 x 64 pixels, and its class raster if one is given."""
+    folder.mkdir(exist_ok=True)
+    write_tiff(folder / f"{name}.tif", noise(bands, 64, 64), photometric="minisblack")
+    if labels is not None:
+        write_tiff(folder / f"{name}-labels.tif", labels[None].astype(np.uint8))
+
+
+def polygon_with(folder, place, **properties):
+    scene_with(folder)
+    ring = [[place + x, 4599990 + y] for x, y in ((0, 0), (5, 0), (5, 5), (0, 0))]
+    feature = {"type": "Feature", "properties": properties, "geometry": {"type": "Polygon", "coordinates": [ring]}}
+    crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32633"}}
+    collection = {"type": "FeatureCollection", "crs": crs, "features": [feature]}
+    (folder / "a-labels.geojson").write_text(json.dumps(collection))
+
+
+def no_scenes(folder):
+    folder.mkdir()
+
+
+def labels_elsewhere(folder):
+    polygon_with(folder, 700000)
+
+
+def unknown_class(folder):
+    polygon_with(folder, 500005, **{"class": "river"})
+
+
+def no_class(folder):
+    polygon_with(folder, 500005, **{"class": None})
+
+
+def not_in_the_table(folder):
+    scene_with(folder, np.full((64, 64), 7))
+
+
+def mixed_bands(folder):
+    for name, bands in (("a", 3), ("b", 2)):
+        scene_with(folder, np.eye(64), bands, name)
+
+
+def no_labels(folder):
+    scene_with(folder)
+
+
+BAD_LABELS = {
+    no_scenes: "holds no image",
+    labels_elsewhere: "a-labels.geojson lies elsewhere than",
+    unknown_class: "has the class 'river': known are 0 ground, 1 roof",
+    no_class: "has 1 polygon without a class in the field 'class', the first is feature 1",
+    not_in_the_table: "has the class 7: allowed are 0 to 1, and 255 for no label",
+    mixed_bands: "b.tif has 2 bands, ",
+    no_labels: "holds no labels of a.tif: name them a-labels.geojson",
+}
+
+
+@pytest.mark.parametrize("draw", BAD_LABELS, ids=lambda draw: draw.__name__)
+def test_labels_that_cannot_be_trained_on_are_one_line_before_the_first_step(tmp_path, draw, monkeypatch, capsys):
+    draw(tmp_path / "in")
+    place = ("--images", tmp_path / "in", "--labels", tmp_path / "in", "--class", "ground", "--class", "roof")
+
+    def here(*arguments):
+        """As `run`, in this process."""
+        monkeypatch.setattr(sys, "argv", ["widefield", *map(str, arguments)])
+        with pytest.raises(SystemExit) as status:
+            main()
+        return status.value.code, *capsys.readouterr()
+
+    code, out, err = here("train", *place, "--out", tmp_path / "out", "--steps", 1)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert BAD_LABELS[draw] in err
+    assert not (tmp_path / "out" / "chips.zarr").exists()
+    code, out, err = here("labels", "check", *place)
+    assert code == 1
+    assert BAD_LABELS[draw] in out + err
