@@ -325,7 +325,8 @@ class Registry:
     ) -> Champion:
         """Make a bundle champion in the place of `expected`, the digest that the caller saw there (None: nobody).
 
-        The one who is champion already stays so. A challenger that waited for approval waits no longer, and brings the
+        The one who is champion already stays so: the reign that is returned is then the one that began earlier, whoever
+        began it. A challenger that waited for approval waits no longer, and brings the
         labels and sealed chips that it waited with; without any, the sealed chips of the champion before stay in force.
 
         Raises:
