@@ -326,8 +326,8 @@ class Registry:
         """Make a bundle champion in the place of `expected`, the digest that the caller saw there (None: nobody).
 
         The one who is champion already stays so: the reign that is returned is then the one that began earlier, whoever
-        began it. A challenger that waited for approval waits no longer, and brings the
-        labels and sealed chips that it waited with; without any, the sealed chips of the champion before stay in force.
+        began it. A challenger that waited for approval waits no longer, and brings the labels and sealed chips that it
+        waited with; without any, the sealed chips of the champion before stay in force.
 
         Raises:
             ConflictError: somebody else is champion by now.
