@@ -55,9 +55,11 @@ class TrainConfig:
     aux: bool = False
     """Auxiliary heads, where a classifier has them: they serve the training alone."""
     init: Literal["glorot", "glorot-truncated"] = "glorot"
-    """Initialisation of all that does not start from `encoder_from`."""
+    """Initialisation of all that does not start from `encoder_from` or `start`."""
     encoder_from: Path | None = None
     """A bundle, or a file of public weights, whose encoder is the start."""
+    start: Path | None = None
+    """A bundle to go on from, with its network, which then need not be described, and its classes and more."""
     freeze: int = 0
     """First steps in which the encoder stays as it is, statistics included."""
     encoder_rate: float = 1.0
@@ -92,6 +94,8 @@ class TrainConfig:
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     accelerator: str = "auto"
     """As Lightning Fabric names it: auto, cpu, gpu, ..."""
+    devices: int = 1
+    """Of this machine, one process each, which share every batch."""
     threads: int | None = None
     """Threads of the CPU; as torch chooses if None. Runs repeat bitwise at the same number."""
     log_every: int = 20
@@ -107,9 +111,14 @@ class TrainConfig:
     """Margin of a tile that is thrown away, in pixels, until it has been measured."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "crop", "log_every", "save_every", "validate_every"):
+        for name in ("steps", "batch", "crop", "log_every", "save_every", "validate_every", "devices"):
             if getattr(self, name) < 1:
                 raise TrainingError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        self._check_network()
+        self._check_start()
+        self._check_loss()
+
+    def _check_network(self) -> None:
         try:
             network = check_variant(self.encoder, self.variant)
         except ValueError as error:
@@ -122,9 +131,16 @@ class TrainConfig:
             raise UsageError(f"output stride is {self.output_stride}: choose 1, 2 or 4")
         if not 0 < self.width <= 4:
             raise UsageError(f"width is {self.width}: it must be above 0, and at most 4")
-        if self.freeze and self.encoder_from is None:
+
+    def _check_start(self) -> None:
+        if self.start and self.encoder_from:
+            raise UsageError("a training starts from a whole bundle or from an encoder: name one of them")
+        if self.freeze and not (self.start or self.encoder_from):
             raise UsageError("a frozen encoder needs a start: name a bundle or public weights, or freeze nothing")
-        self._check_loss()
+        if self.batch % self.devices:
+            raise UsageError(f"a batch of {self.batch} cannot be shared by {self.devices} devices: choose a multiple")
+        if self.devices > 1 and self.freeze:
+            raise UsageError("an encoder is frozen on one device alone: choose one device, or freeze nothing")
 
     def _check_loss(self) -> None:
         if not set(self.terms) <= set(TERMS) or len(set(self.terms)) < len(self.terms):
@@ -141,12 +157,12 @@ class TrainConfig:
         """Of the loss."""
         return tuple((self.loss or {"segment": "ce+dice", "classify": "ce"}[self.task]).split("+"))
 
-    def key(self, *, bands: tuple[Band, ...], network: nn.Module, chips: str, start: str) -> str:
+    def key(self, *, bands: tuple[Band, ...], network: nn.Module, chips: str, start: str = "") -> str:
         """Digest of what decides the weights: these settings, the network's tensors by name and shape, the chips'
         bytes, and those of the start.
         """
         idle = {"chips", "out", "card", "name", "licence", "attribution", "colors", "codes", "storage", "tiles", "halo"}
-        idle |= {"log_every", "save_every", "validate_every", "threads", "accelerator", "encoder_from"}
+        idle |= {"log_every", "save_every", "validate_every", "threads", "accelerator", "encoder_from", "start"}
         facts: dict[str, Any] = {name: value for name, value in asdict(self).items() if name not in idle}
         facts["bands"] = [band.model_dump() for band in bands]
         facts["network"] = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}

@@ -119,8 +119,8 @@ class Chips:
         return int(self.pixels.shape[-1])
 
     def digest(self) -> str:
-        """SHA-256 over split, pixels, valid mask and labels of each record; the slots make no difference."""
-        content = hashlib.sha256()
+        """SHA-256 over the classes, and each record's split, pixels, valid mask and labels; slots do not matter."""
+        content = hashlib.sha256("/".join(entry.name for entry in self.header.classes).encode())
         for index, chip in enumerate(self.header.chips):
             content.update(chip.split.encode())
             for array in (self.pixels, self.valid, self.labels):
@@ -204,9 +204,11 @@ def measure_bands(chips: Chips, indices: list[int], units: tuple[str, ...] = ())
     """Range, mean and deviation of each band over the valid pixels of the chips `indices`, in the band's unit.
 
     Raises:
-        TrainingError: no chip has a valid pixel.
+        TrainingError: no chip has a valid pixel, or there are more or fewer units than bands.
     """
     bands = len(chips.header.bands)
+    if units and len(units) != bands:
+        raise TrainingError(f"the chips have {bands} bands, but {len(units)} have units, as set or as in the start")
     count, total, square = 0, np.zeros(bands), np.zeros(bands)
     low, high = np.full(bands, np.inf), np.full(bands, -np.inf)
     for index in indices:

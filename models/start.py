@@ -10,6 +10,7 @@ from models.bundle import Bundle, load_module, open_bundle
 from models.classifier import Classifier
 from models.config import TrainConfig
 from models.errors import TrainingError
+from models.finetune import continued, continued_bands, load_whole
 from models.init import glorot_normal_
 from models.pretrained import adapted, load_public
 from models.published import Published, guess
@@ -22,13 +23,16 @@ PHOTOGRAPHS = 57.4
 """Deviation of ImageNet's pixels, in bytes: what public weights divide by tells how large their inputs were."""
 
 
-def initialise(module: Network, config: TrainConfig) -> str:
-    """Give every layer its first weights, in place, as a settled configuration says; tells what the encoder took.
+def initialise(module: Network, config: TrainConfig, classes: list[str]) -> str:
+    """Give every layer its first weights, in place, as a settled configuration says; tells what was taken.
 
     Raises:
         WeightsError: public weights do not fit, or cannot be read.
+        TrainingError: the bundle to go on from has a class that is none of `classes`.
     """
     glorot_normal_(module, truncated=config.init == "glorot-truncated", seed=config.seed)
+    if config.start is not None:
+        return load_whole(module, open_bundle(config.start), classes)
     start = config.encoder_from
     if start is None:
         return "nothing: from Glorot's normal"
@@ -38,11 +42,13 @@ def initialise(module: Network, config: TrainConfig) -> str:
 
 
 def settled(config: TrainConfig) -> TrainConfig:
-    """The configuration with the encoder's options that its start has, where it says nothing of them itself.
+    """The configuration with the options that its start has, where it says nothing of them itself.
 
     Raises:
-        TrainingError: the encoder that it starts from is another one, or unknown.
+        TrainingError: the network or the encoder that it starts from is another one, or unknown.
     """
+    if config.start is not None:
+        return continued(config, config.start)
     start = config.encoder_from
     if start is None:
         return config
@@ -86,10 +92,13 @@ def _published(file: Path, config: TrainConfig) -> Published:
     return published
 
 
-def start_digest(start: Path | None) -> str:
-    """Names the content of a start: a bundle by its digest, a file by that of its bytes."""
-    if start is None:
-        return ""
+def start_facts(config: TrainConfig) -> dict[str, dict[str, str]]:
+    """What a training starts from, by setting: the name of a bundle or a file, and the digest of its content."""
+    starts = {"start": config.start, "encoder_from": config.encoder_from}
+    return {key: {"name": path.name, "digest": _digest(path)} for key, path in starts.items() if path is not None}
+
+
+def _digest(start: Path) -> str:
     if start.is_dir():
         return open_bundle(start).digest
     with start.open("rb") as file:
@@ -102,6 +111,8 @@ def starting_bands(measured: tuple[Band, ...], dtype: str, config: TrainConfig) 
     A bundle's, if names, units and `dtype` agree; that of public weights for three bands of bytes. Other pixels keep
     their measured mean, and are divided so that the first layer meets values as large as it was trained on.
     """
+    if config.start is not None:
+        return continued_bands(measured, dtype, open_bundle(config.start).spec)
     start = config.encoder_from
     if start is None:
         return measured

@@ -5,29 +5,34 @@ started again with the same configuration goes on there, and ends with the weigh
 `OUT/train.jsonl` holds one line for every few steps. The bundle is written to OUT at the end.
 """
 
+import json
 import math
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, nn
 
 from models.averaging import Average
-from models.bundle import Bundle, make_card, save_bundle, stored_state
+from models.bundle import Bundle, make_card, open_bundle, save_bundle, stored_state
 from models.classifier import Classifier
 from models.config import TrainConfig
 from models.contract import make_spec
 from models.dataset import Chips, ReadAhead, Sampler, draw_probes, measure_bands, open_chips
 from models.errors import TrainingError
+from models.finetune import continued_spec
 from models.journal import Checkpoint, Log, Report
 from models.network import network_from_spec
 from models.objective import Objective
 from models.optimizer import make_optimizer
 from models.spec import Band, ModelSpec
-from models.start import freeze, initialise, settled, start_digest, starting_bands
+from models.spread import spread
+from models.start import freeze, initialise, settled, start_facts, starting_bands
 from models.validation import validate
 
 GPU_READERS = 4
@@ -46,27 +51,37 @@ def train(config: TrainConfig, report: Report = lambda _: None) -> Bundle:
     Raises:
         TrainingError: no chips, a loss that is not finite, or a checkpoint of another configuration in OUT.
     """
-    chips, config = open_chips(config.chips), settled(config)
+    config = settled(config)
+    fabric = make_fabric(config)
+    if config.devices == 1:
+        _run(fabric, config, report)
+    else:
+        spread(fabric, _run, config, report)
+    (config.out / "training.ckpt").unlink(missing_ok=True)
+    return open_bundle(config.out)
+
+
+def _run(fabric: Fabric, config: TrainConfig, report: Report) -> None:
+    """All of it, in each of the processes; the first one alone writes and reports."""
+    chips = open_chips(config.chips)
     check_task(config, chips)
     measured = measure_bands(chips, chips.indices("train"), config.units)
     bands = starting_bands(measured, chips.header.dtype, config)
-    spec = make_spec(config, chips, bands)
+    spec, started = make_spec(config, chips, bands), start_facts(config)
+    if config.start is not None:
+        spec = continued_spec(spec, config, open_bundle(config.start))
     config.out.mkdir(parents=True, exist_ok=True)
-    fabric = make_fabric(config)
+    log = Log(config.out / "train.jsonl" if fabric.is_global_zero else None, report)
     with _repeatable(config):
-        module, log = network_from_spec(spec, aux=config.aux), Log(config.out / "train.jsonl", report)
-        taken = initialise(module, config)
-        if config.encoder_from is not None:
-            log.write(step=0, encoder=taken)
-        start, deviations = start_digest(config.encoder_from), tuple(band.std for band in measured)
-        kept = fit(config, chips, bands, module, log, fabric, deviations=deviations, start=start)
-        if isinstance(kept, Classifier):
-            kept.aux = nn.ModuleDict()  # they served the training alone
-        kept.load_state_dict(stored_state(kept, config.storage))
-        val = validate(kept, chips, bands, fabric)
-    bundle = _finish(config, chips, spec, kept, val)
-    (config.out / "training.ckpt").unlink(missing_ok=True)
-    return bundle
+        module = network_from_spec(spec, aux=config.aux)
+        taken = initialise(module, config, [entry.name for entry in spec.classes])
+        if started:
+            log.write(step=0, start=taken)
+        begun = json.dumps({name: fact["digest"] for name, fact in started.items()})
+        deviations = tuple(band.std for band in measured)
+        kept = fit(config, chips, bands, module, log, fabric, deviations=deviations, start=begun)
+        if fabric.is_global_zero:
+            _finish(config, chips, spec, kept, fabric)
 
 
 def fit(  # noqa: PLR0917 - what is trained, on what, told to whom
@@ -110,7 +125,8 @@ def fit(  # noqa: PLR0917 - what is trained, on what, told to whom
     first, objective = checkpoint.resume(**state), _objective(config, fabric, chips)
     with closing(_batches(config, chips, bands, fabric, range(first, config.steps), deviations)) as batches:
         for step, (images, labels) in enumerate(batches, first):
-            torch.manual_seed((config.seed << 32) + step)  # what dropout draws, on any device, killed or not
+            draw = step * fabric.world_size + fabric.global_rank
+            torch.manual_seed((config.seed << 32) + draw)  # what dropout draws, on any device, killed or not
             freeze(module, encoder=step < config.freeze)
             for group in optimizer.param_groups:
                 group["lr"] = config.rate(step) * group["factor"]
@@ -126,7 +142,7 @@ def fit(  # noqa: PLR0917 - what is trained, on what, told to whom
             done = step + 1
             if done % config.log_every == 0:
                 log.write(step=done, lr=config.rate(step), loss=log.mean(), waiting=round(batches.waiting(), 4))
-            if done % config.validate_every == 0 and done < config.steps:
+            if done % config.validate_every == 0 and done < config.steps and fabric.is_global_zero:
                 with fabric.autocast():
                     log.write(step=done, val=validate(kept, chips, bands, fabric))
             if done % config.save_every == 0 or done == config.steps:
@@ -136,7 +152,8 @@ def fit(  # noqa: PLR0917 - what is trained, on what, told to whom
 
 def make_fabric(config: TrainConfig) -> Fabric:
     """Devices and precision."""
-    return Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
+    strategy = DDPStrategy(start_method="spawn") if config.devices > 1 else "auto"
+    return Fabric(accelerator=config.accelerator, devices=config.devices, strategy=strategy, precision=config.precision)
 
 
 def _batches(  # noqa: PLR0917 - one caller
@@ -158,6 +175,7 @@ def _batches(  # noqa: PLR0917 - one caller
         augmentation=config.augmentation,
         foreground=config.foreground,
         deviations=deviations,
+        rows=slice(fabric.global_rank, None, fabric.world_size),
     )
     gpu = fabric.device.type == "cuda"
 
@@ -225,16 +243,21 @@ def _repeatable(config: TrainConfig) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _finish(config: TrainConfig, chips: Chips, spec: ModelSpec, module: nn.Module, val: dict[str, object]) -> Bundle:
-    start = config.encoder_from and {"name": config.encoder_from.name, "digest": start_digest(config.encoder_from)}
+def _finish(config: TrainConfig, chips: Chips, spec: ModelSpec, module: nn.Module, fabric: Fabric) -> None:
+    """Score the network with its weights as they are stored, and write the bundle."""
+    if isinstance(module, Classifier):
+        module.aux = nn.ModuleDict()  # they served the training alone
+    module.load_state_dict(stored_state(module, config.storage))
+    val = validate(module, chips, spec.bands, fabric)
+    started: dict[str, Any] = {"start": None, "encoder_from": None, **start_facts(config)}
     facts = {
         "val": val,
         "chips": {split: len(chips.indices(split)) for split in ("train", "val")},
         "chip_edge": chips.edge,
         "labels": {name: scene.model_dump() for name, scene in chips.header.scenes.items()},
         "extent": chips.header.extent,
-        "training": {**asdict(config), "chips": config.chips.name, "out": None, "card": None, "encoder_from": start},
+        "training": {**asdict(config), "chips": config.chips.name, "out": None, "card": None, **started},
     }
     probes, valid = draw_probes(chips)
     card = make_card(config.card, spec, val)
-    return save_bundle(config.out, spec, module, facts, card, probes, valid=valid, storage=config.storage)
+    save_bundle(config.out, spec, module, facts, card, probes, valid=valid, storage=config.storage)
