@@ -21,8 +21,8 @@ _COLOR = re.compile("#[0-9A-Fa-f]{6}")
 _CODE = re.compile("[0-9]{1,5}")
 _TRAINING = (
     *("task", "name", "licence", "attribution", "encoder", "width", "decoder", "output_stride", "aux", "init"),
-    *("encoder_from", "freeze", "encoder_rate", "steps", "batch", "warmup", "foreground", "seed"),
-    *("class_weights", "label_smoothing", "precision", "threads"),
+    *("start", "encoder_from", "freeze", "encoder_rate", "steps", "batch", "warmup", "foreground", "seed"),
+    *("optimizer", "loss", "ema", "class_weights", "label_smoothing", "precision", "threads", "devices"),
 )
 """Options of a training that its configuration calls by the same names."""
 
@@ -110,6 +110,13 @@ class TrainOptions:
     init: Annotated[
         Literal["glorot", "glorot-truncated"], typer.Option(help="Glorot's normal, plain or cut off as Keras does it.")
     ] = "glorot"
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            help="Go on from this bundle, with its network, which then needs no options. Classes that it knows by name "
+            "keep their weights, others may be added.",
+        ),
+    ] = None
     encoder_from: Annotated[
         Path | None,
         typer.Option(
@@ -120,8 +127,21 @@ class TrainOptions:
     encoder_rate: Annotated[
         float, typer.Option(min=0, help="Learning rate of the encoder, as a share of the rest's.")
     ] = 1.0
+    optimizer: Annotated[
+        Literal["adamw", "sgd"], typer.Option(help="`sgd` (Nesterov, 0.9) wants a --rate some thirty times as large.")
+    ] = "adamw"
+    loss: Annotated[
+        str | None,
+        typer.Option(
+            help="`ce`, `dice`, `focal`, or a sum such as ce+dice: that of pixels if not given, and `ce` of images."
+        ),
+    ] = None
+    ema: Annotated[
+        float,
+        typer.Option(min=0, help="Keep the average of the weights, of which each step keeps this share: 0.99, or 0."),
+    ] = 0.0
     class_weights: Annotated[
-        Literal["none", "balanced"], typer.Option(help="`balanced`: rare classes weigh more in the cross-entropy.")
+        Literal["none", "balanced"], typer.Option(help="`balanced`: rare classes weigh more, in all terms but Dice.")
     ] = "none"
     label_smoothing: Annotated[
         float, typer.Option(min=0, max=0.5, help="Share of each label that is spread over all classes.")
@@ -133,7 +153,10 @@ class TrainOptions:
     rate: Annotated[float, typer.Option(help="Largest learning rate.")] = 1.5e-3
     warmup: Annotated[int, typer.Option(min=0, help="Steps until the largest learning rate.")] = 200
     foreground: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of crops from chips with a class other than 0.")
+        float,
+        typer.Option(
+            min=0, max=1, help="Share of crops for which a class other than 0 is drawn, and then a chip with it."
+        ),
     ] = 0.25
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same weights.")] = 0
     precision: Annotated[
@@ -141,6 +164,7 @@ class TrainOptions:
         typer.Option(help="`bf16-mixed` is about twice as fast where the processor has bf16."),
     ] = "32-true"
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the processor.")] = None
+    devices: Annotated[int, typer.Option(min=1, help="GPUs, or processes, that share every batch.")] = 1
     licence: Annotated[str, typer.Option(help="SPDX identifier of the weights' licence.")] = "Apache-2.0"
     attribution: Annotated[str, typer.Option(help="Credit line that outputs carry.")] = ""
     card: Annotated[Path | None, typer.Option(help="Markdown for the model card: data, extent, known failures.")] = None
@@ -150,13 +174,17 @@ class TrainOptions:
 
         Raises:
             UsageError: an option of the encoder, or the decoder's channels, are not as they should be.
+            TrainingError: what is said of the network is not so of the bundle that it starts from.
         """
         from models.config import TrainConfig
+        from models.start import settled
 
         self._check_task()
+        if self.start:
+            existing(self.start, "--start")
         count = {"unet": 5, "fpn": 2}[self.decoder]
         channels = numbers(self.decoder_channels, "--decoder-channels", count=count, least=1)
-        return TrainConfig(
+        config = TrainConfig(
             chips=folder / "chips.zarr",
             out=folder,
             variant=dict(map(_setting, self.variant)),
@@ -166,6 +194,7 @@ class TrainOptions:
             **{name: getattr(self, name) for name in _TRAINING},
             **more,
         )
+        return settled(config) if self.start else config
 
     def _check_task(self) -> None:
         if self.task == "segment":

@@ -4,6 +4,7 @@ import pytest
 import torch
 from drawn_chips import draw_chips
 
+from flows.training import TrainOptions
 from models.bundle import load_metrics, load_module, open_bundle
 from models.config import TrainConfig
 from models.errors import TrainingError, UsageError
@@ -121,3 +122,13 @@ def test_a_checkpoint_is_of_one_start(champion, tmp_path):
         train(replace(config, start=other.path))
     train(config)
     assert open_bundle(config.out).spec.derived_from == champion.digest
+
+
+def test_the_command_line_says_nothing_of_a_network_that_it_goes_on_with(champion, tmp_path):
+    config = TrainOptions(start=champion.path, loss="focal+dice", optimizer="sgd", ema=0.9).config(tmp_path)
+    assert (config.width, config.decoder_channels, config.output_stride) == (0.25, (8, 8, 8, 8, 8), 4)
+    assert (config.terms, config.optimizer, config.ema, config.devices) == (("focal", "dice"), "sgd", 0.9, 1)
+    with pytest.raises(TrainingError, match="has decoder unet, this training fpn: leave it out"):
+        TrainOptions(start=champion.path, decoder="fpn").config(tmp_path)
+    with pytest.raises(UsageError, match="--start"):
+        TrainOptions(start=tmp_path / "none").config(tmp_path)
