@@ -16,7 +16,7 @@ from models.findings import Review, Reviewed, Split
 from models.metrics import Counts, confusion
 from models.spec import NODATA
 
-LEAST_LABELLED = 0.01
+LEAST_LABELLED = 0.1
 """Share of a chip's pixels with a label, below which it is not ranked."""
 LEAST_CLASS = 0.001
 """Share of the labelled pixels, below which a class does not count as occurring: a sliver at the chip's edge."""

@@ -300,3 +300,16 @@ def test_a_classifier_has_a_report_too(tmp_path):
     text = Page(report(bundle, chips, tmp_path)).text
     assert "accuracy 0.667 images" in text
     assert "there is nothing to stitch" in text
+
+
+def test_the_command_writes_it_again(widefield, tmp_path):
+    chips = draw_chips(tmp_path / "chips.zarr", edge=64, count=4)
+    drawn = draw_bundle(tmp_path / "bundle", bands=BANDS, classes=CLASSES)
+    rewritten(drawn, {"val": scored(), "chip_edge": 64})
+    arguments = ("report", "--bundle", drawn.path, "--out", tmp_path / "out")
+    code, said, err = widefield(*arguments, "--chips", chips)
+    assert (code, err) == (0, "")
+    assert said.strip() == f"report {tmp_path / 'out' / 'report.html'}"
+    code, _, err = widefield(*arguments, "--chips", tmp_path / "none")
+    assert code == 2
+    assert err.strip() == f"widefield: --chips {tmp_path / 'none'}: no such file or folder"

@@ -98,7 +98,7 @@ def confusion_tables(facts: ReportFacts) -> list[Table]:
 def stitching_tables(found: Stitching, names: Mapping[str, str]) -> list[Table]:
     """The three ways beside one another: over all classes, and by class where they are few."""
     reach, tiling, whole = found.tiling.reach, found.tiling, found.ways[0]
-    header = (f"within {reach} px", "more than whole", "inside", "more than whole")
+    header = (f"within {reach} px", "against whole", "inside", "against whole")
     rows = tuple(
         (way.name, *_sides(way, whole, list(names), None), f"{way.differ:.3%}", f"{way.compute:.2f}")
         for way in found.ways
