@@ -64,6 +64,8 @@ class Trigger(Strict):
     posture: Literal["Reactive"]
     threshold: Literal[1]
     within: Literal[0]
+    schedule_after: Annotated[int, Field(ge=0)] = 0
+    """Seconds between the event and its run: what comes meanwhile is done by that run, too."""
     parameters: dict[str, Any] = {}
 
 

@@ -75,6 +75,17 @@ def alone(out: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[Non
         lock.release()
 
 
+def busy(out: Path) -> bool:
+    """Whether a run holds `out` alone just now."""
+    if not (out / HIDDEN).is_dir():
+        return False
+    try:
+        with FileLock(out / HIDDEN / _ARCHIVE_LOCK, timeout=0, thread_local=False):
+            return False
+    except Timeout:
+        return True
+
+
 def open_run(plan: Plan, run: Path) -> dict[tuple[int, int], BlockRecord]:
     """Make the run's folder, or sweep what a killed one left; returns the records that can be trusted."""
     if _stored_key(run) != plan.key:  # after an exchange, a replaced result may lie here until it is swept

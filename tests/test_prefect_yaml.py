@@ -6,6 +6,7 @@ from prefect_site import ROOT
 
 from flows.deployments import main, read_project
 from flows.watch import ARRIVED
+from flows.watch_labels import CHANGED
 from pipeline.errors import UsageError
 
 TEXT = (ROOT / "prefect.yaml").read_text()
@@ -23,12 +24,16 @@ def test_the_deployments_are_those_that_the_readme_names(project):
         "archive.segment_archive/on-new-scenes",
         "watch.watch_archive/every-10-minutes",
         "segment.segment_scene/on-demand",
+        "watch_labels.watch_labels/every-10-minutes",
+        "retrain.retrain/on-new-labels",
     }
 
 
-def test_one_trigger_expects_what_the_watch_emits(project):
-    (trigger,) = [trigger for each in project.deployments for trigger in each.triggers]
-    assert trigger.expect == [ARRIVED]
+def test_each_trigger_expects_what_its_watch_emits(project):
+    triggers = {each.entrypoint: trigger for each in project.deployments for trigger in each.triggers}
+    expected = {entrypoint: trigger.expect for entrypoint, trigger in triggers.items()}
+    assert expected == {"flows.archive.segment_archive": [ARRIVED], "flows.retrain.retrain": [CHANGED]}
+    assert triggers["flows.retrain.retrain"].schedule_after == 300
 
 
 def test_runs_that_write_one_folder_wait_for_each_other(project):

@@ -1,0 +1,56 @@
+import os
+import time
+
+import pytest
+from drawn_archive import NAMES, draw_scene
+
+from pipeline.errors import LabelError
+from pipeline.labelset import survey
+
+
+@pytest.fixture
+def folders(tmp_path):
+    images, labels = tmp_path / "images", tmp_path / "labels"
+    for name in NAMES[:2]:
+        draw_scene(images, labels, name)
+    return images, labels
+
+
+def test_the_same_labels_have_the_same_fingerprint(folders):
+    one = survey(*folders)
+    for file in folders[1].iterdir():
+        os.utime(file, (0, 0))
+    assert survey(*folders).fingerprint == one.fingerprint
+    assert [pair.name for pair in one.pairs] == ["a-train", "b-train"]
+
+
+def test_labels_that_come_change_or_go_are_told(folders):
+    one = survey(*folders)
+    draw_scene(*folders, NAMES[2])
+    draw_scene(*folders, NAMES[0], shift=5)
+    (folders[1] / f"{NAMES[1]}-labels.tif").unlink()
+    two = survey(*folders)
+    changes = two.since(one.digests)
+    assert (changes.added, changes.changed, changes.removed) == (("c-val",), ("a-train",), ("b-train",))
+    assert two.fingerprint != one.fingerprint
+    assert [scene.stem for scene in two.unlabelled] == ["b-train"]
+
+
+def test_who_made_labels_is_part_of_them(folders):
+    one = survey(*folders)
+    (folders[1] / "origins.csv").write_text("scene,origin\na-train,model\n")
+    assert survey(*folders).fingerprint != one.fingerprint
+
+
+def test_the_age_is_that_of_the_youngest_file(folders):
+    for folder in folders:
+        for file in folder.iterdir():
+            os.utime(file, (time.time() - 1000,) * 2)
+    assert 999 < survey(*folders).age < 1100
+    (folders[1] / "a-train-labels.tif").touch()
+    assert survey(*folders).age < 100
+
+
+def test_a_missing_folder_is_an_error_that_names_it(folders, tmp_path):
+    with pytest.raises(LabelError, match="nowhere: no such"):
+        survey(folders[0], tmp_path / "nowhere")
