@@ -73,7 +73,8 @@ def class_table(report: "LabelReport") -> Table:
     """What there is of each class."""
     labelled = sum(total.pixels for total in report.classes)
     origins = sorted({scene.origin for scene in report.scenes})
-    title = f"{len(report.scenes)} scenes, {labelled:,} labelled pixels, {' and '.join(origins) or 'nothing read'}"
+    scenes = "1 scene" if len(report.scenes) == 1 else f"{len(report.scenes)} scenes"
+    title = f"{scenes}, {labelled:,} labelled pixels, {' and '.join(origins) or 'nothing read'}"
     table = Table("class", "pixels", "share", "area", "objects", "scenes", title=title, title_justify="left")
     for total in report.classes:
         table.add_row(
@@ -90,4 +91,9 @@ def class_table(report: "LabelReport") -> Table:
 def warn(report: "LabelReport") -> None:
     """One line on standard error for each thing that training accepts and somebody should know."""
     for problem in report.warnings:
-        err.print(f"widefield: {plain(problem.line())}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        caution(problem.line())
+
+
+def caution(line: str) -> None:
+    """One line on standard error."""
+    err.print(f"widefield: {plain(line)}", style="yellow", markup=False, highlight=False, soft_wrap=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from flows.labels import Boundary, warn
+from flows.labels import Boundary, caution, warn
 from flows.options import Attribute, existing, numbers, readable
 from flows.show import say
 from pipeline.errors import UsageError
@@ -258,6 +258,8 @@ def make_chips(
     shares = ", ".join(f"{name} {share:.1%}" for name, share in chips.shares.items())
     more = f", {chips.sealed} sealed" * bool(chips.sealed) + f", {chips.left} not drawn" * bool(chips.left)
     kept = f"; {chips.kept} were there" * bool(chips.kept)
+    if options.task == "segment" and not chips.val:
+        caution("warning: none of the ground is for validation: name a scene `...-val`, or give --split")
     say(f"chips: {chips.train} to train on, {chips.val} to validate{more}, {chips.dropped} {kind}; {shares}{kept}")
 
 

@@ -142,11 +142,9 @@ class _Checker:
             with open_scene(SceneAddress(str(image), bands=self.bands)) as scene:
                 self.facts.append(_Facts(image, scene.bands, scene.dtype))
                 found = find_labels(image, labels)
-                for level, what in self._fits(found, scene):
-                    yield Problem(level, name, what)
-                    if level == "error":
-                        found = None
-                if found is not None:
+                problems = [Problem(level, name, what) for level, what in self._fits(found, scene)]
+                yield from problems
+                if not any(problem.level == "error" for problem in problems):
                     yield from self._content(found, scene)
         except (LabelError, SceneError) as error:
             yield Problem("error", name, str(error))

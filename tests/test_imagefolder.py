@@ -51,7 +51,9 @@ def test_a_chip_is_the_image_with_its_class_everywhere(tmp_path):
     summary = write_image_chips(list_examples(tmp_path), tmp_path / "c.zarr", classes=("a", "b"), size=40)
     group = zarr.open_group(tmp_path / "c.zarr", mode="r")
     assert (summary.train, summary.val, summary.shares) == (1, 1, {"a": 0.5, "b": 0.5})
-    assert (group.attrs["task"], group.attrs["dtype"]) == ("classify", "uint8")
+    assert (group.attrs["schema"], group.attrs["task"], group.attrs["dtype"]) == (2, "classify", "uint8")
+    assert [chip["slot"] for chip in group.attrs["chips"]] == [0, 1]
+    assert not group["objects"][:].any()
     assert np.array_equal(group["pixels"][:], np.stack([np.full((3, 40, 40), 7), np.full((3, 40, 40), 9)]))
     assert [np.unique(labels).tolist() for labels in group["labels"][:]] == [[0], [1]]
 
