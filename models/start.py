@@ -1,6 +1,7 @@
 """Where a training starts: Glorot's normal, and for the encoder a bundle or public weights."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,8 +24,10 @@ PHOTOGRAPHS = 57.4
 """Deviation of ImageNet's pixels, in bytes: what public weights divide by tells how large their inputs were."""
 
 
-def initialise(module: Network, config: TrainConfig, classes: list[str]) -> str:
+def initialise(module: Network, config: TrainConfig, classes: Sequence[str] = ()) -> str:
     """Give every layer its first weights, in place, as a settled configuration says; tells what was taken.
+
+    `classes` are the names of the network's, for a start that tells classes by name.
 
     Raises:
         WeightsError: public weights do not fit, or cannot be read.
@@ -32,7 +35,7 @@ def initialise(module: Network, config: TrainConfig, classes: list[str]) -> str:
     """
     glorot_normal_(module, truncated=config.init == "glorot-truncated", seed=config.seed)
     if config.start is not None:
-        return load_whole(module, open_bundle(config.start), classes)
+        return load_whole(module, open_bundle(config.start), list(classes))
     start = config.encoder_from
     if start is None:
         return "nothing: from Glorot's normal"
