@@ -97,7 +97,8 @@ class TrainConfig:
     devices: int = 1
     """Of this machine, one process each, which share every batch."""
     threads: int | None = None
-    """Threads of the CPU; as torch chooses if None. Runs repeat bitwise at the same number."""
+    """Threads of the CPU; if None as torch chooses, or one for each reader beside a GPU. Runs repeat bitwise at the
+    same number."""
     log_every: int = 20
     """Steps between two lines of the log."""
     save_every: int = 100

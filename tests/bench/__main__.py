@@ -6,7 +6,7 @@ With `--write` the tables of docs/performance.md and of the README are replaced 
 import re
 import sys
 
-from tests.bench import against, archive, cog, disk, encoders, engine, halo, memory, outside
+from tests.bench import against, archive, cog, disk, encoders, engine, halo, memory, outside, training
 from tests.bench.common import ROOT, recorded, table
 
 BENCHES = {
@@ -19,6 +19,7 @@ BENCHES = {
     "archive": archive.run,
     "memory": memory.run,
     "halo": halo.run,
+    "training": training.run,
 }
 
 
