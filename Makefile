@@ -6,7 +6,7 @@ PUBLIC := torchvision==0.29.1 timm==1.0.31 segmentation-models-pytorch==0.6.0 fa
 	pretrainedmodels==0.7.4
 PUBLIC_NEEDS := six munch tqdm requests urllib3 charset-normalizer idna certifi huggingface-hub httpx2 httpcore2 truststore
 
-.PHONY: setup demo lint test test-slow test-nasty parity models bench clean
+.PHONY: setup demo lint test test-slow test-nasty parity models quality bench clean
 
 setup: .venv/.done  ## a virtual environment with pinned versions and this project in it
 
@@ -39,6 +39,10 @@ parity: setup  ## our Inception networks beside the public packages with the sam
 
 models: setup  ## the tables of docs/models.md: trainings, speed, memory; about two hours, kept in runs/zoo
 	$(BIN)/python -m tests.zoo
+
+quality: setup  ## the tables of docs/quality.md: trainings beside another library's; two hours, kept in runs/quality
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/parity $(PUBLIC) $(PUBLIC_NEEDS)
+	PYTHONPATH=build/parity $(BIN)/python -m tests.quality
 
 bench: setup  ## every figure of docs/performance.md: Markdown, and JSON in runs/bench.json
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,bench]"

@@ -4,10 +4,11 @@ What decides is the registry's record for the fingerprint of the labels, never t
 finds its labels answered and ends as covered, or trains, and records what became of it. One training at a time.
 """
 
+import hashlib
 import json
 import re
 import shutil
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -23,9 +24,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from flows.artifacts import escape, plain, slug, table
 from flows.parameters import Options
 from flows.training import TrainOptions, make_chips
-from models.bundle import Bundle
+from models.bundle import Bundle, open_bundle
 from models.registry import Attempt, Champion, Outcome, Registry, State, open_registry
-from pipeline.errors import LabelError, WidefieldError
+from pipeline.errors import LabelError, UsageError, WidefieldError
 from pipeline.executors import make_executor
 from pipeline.housekeeping import make_folder
 from pipeline.labelset import LabelSet, survey
@@ -33,6 +34,7 @@ from pipeline.shadow import Shadow, shadow
 from pipeline.workshop import alone
 
 if TYPE_CHECKING:
+    from models.dataset import Chips
     from models.promotion import Gate, Rules
 
 PATIENCE = 30 * 24 * 3600
@@ -49,7 +51,7 @@ NAMES = {"promoted": "Promoted", "refused": "Refused", "waiting": "Waiting"}
 class Verdict(RunInput):
     """What somebody decides about a challenger that waits."""
 
-    promote: bool = False
+    verdict: Literal["promote", "decline"]
     why: str = ""
     by: str = ""
 
@@ -93,11 +95,21 @@ class Job:
     options: Retraining
     segmenting: Options
     """How the shadow run segments."""
+    champion: Champion | None
+    """Who is to be beaten."""
+
+    @property
+    def start(self) -> Path | None:
+        """The bundle to go on from."""
+        champion = self.champion if self.options.start == "champion" else None
+        return self.book.folder(champion.digest) if champion else None
 
     @property
     def folder(self) -> Path:
-        """Where this training keeps its checkpoint and its bundle."""
-        return self.work / self.found.fingerprint[:16]
+        """Where this training keeps its checkpoint and its bundle: of these labels, these settings and that start."""
+        settings = json.dumps(asdict(self.training), default=str, sort_keys=True)
+        key = hashlib.sha256(f"{self.found.fingerprint}\0{settings}\0{self.start}".encode())
+        return self.work / key.hexdigest()[:16]
 
     @property
     def chips(self) -> Path:
@@ -131,6 +143,7 @@ def retrain(
         options: How challengers are judged.
         segmenting: How the shadow run segments.
     """
+    check(training)
     book = open_registry(registry, create=True)
     if (woken := book.of_run(str(flow_run.id))) is not None:
         return decide(book, woken)
@@ -139,11 +152,34 @@ def retrain(
         found = survey(Path(images), Path(labels))
         if not found.pairs:
             raise LabelError(f"{labels} holds no labels of the scenes in {images}: nothing to learn from")
+        job = Job(book, Path(images), Path(labels), Path(work), found, training, options, segmenting, book.champion())
+        tidy(job)
         if book.settled(found.fingerprint):
             return Completed(name="Covered", message=covered(book, found))
-        job = Job(book, Path(images), Path(labels), Path(work), found, training, options, segmenting)
         outcome = attempt(job)
     return decide(book, outcome) if outcome.state == "waiting" else ending(outcome)
+
+
+def check(training: TrainOptions) -> None:
+    """Refuse settings that no labels could help, before an attempt at them is counted.
+
+    Raises:
+        UsageError: a setting is not as it should be, or there are no classes, or images are to be classified.
+    """
+    if training.task != "segment" or not training.classes:
+        raise UsageError("retrain trains segmenters: name the classes under `training`, 0 first, and no other task")
+    training.config(Path())
+
+
+def tidy(job: Job) -> None:
+    """Complete what a run that was killed could not record; we hold the lock, so it is not alive."""
+    attempts = job.book.attempts(job.found.fingerprint)
+    if not attempts or attempts[-1].state != "running":
+        return
+    if (champion := job.champion) is not None and champion.labels == job.found.fingerprint:
+        note(job, "promoted", champion.why, bundle=champion.digest, champion=champion.replaced, sealed=champion.sealed)
+    else:
+        note(job, "failed", "its process was killed")
 
 
 def covered(book: Registry, found: LabelSet) -> str:
@@ -161,11 +197,19 @@ def attempt(job: Job) -> Outcome:
         make_samples(job)
         outcome = judge(job, train_challenger(job))
     except TerminationSignal:
-        return note(job, "cancelled", STOPPED)
+        return decided(job) or note(job, "cancelled", STOPPED)
     except Exception as error:  # noqa: BLE001 - whatever it was, it is recorded, and the champion stays
-        return note(job, "failed", plain(error if isinstance(error, WidefieldError) else repr(error)))
+        reason = plain(error if isinstance(error, WidefieldError) else repr(error))
+        return decided(job) or note(job, "failed", reason)
     sweep(job.work)
     return outcome
+
+
+def decided(job: Job) -> Outcome | None:
+    """The outcome, if this run has recorded one before it was stopped."""
+    outcome = job.book.outcome(job.found.fingerprint)
+    last = outcome.attempts[-1] if outcome else None
+    return outcome if last and last.run == str(flow_run.id) and last.state in NAMES else None
 
 
 def sweep(work: Path, keep: Path | None = None) -> None:
@@ -190,14 +234,14 @@ def make_samples(job: Job) -> None:
 
 @task(name="train")
 def train_challenger(job: Job) -> Bundle:
-    """A training that was stopped before goes on from its checkpoint."""
+    """A training that was stopped before goes on from its checkpoint; one that has ended is not repeated."""
     from models.train import train
 
+    if (job.folder / "bundle.json").exists():
+        return open_bundle(job.folder)
     make_folder(job.folder)
-    champion = job.book.champion()
-    start = job.book.folder(champion.digest) if champion and job.options.start == "champion" else None
     _, colors, codes = job.training.legend()
-    config = going_on(job.training, start).config(job.work, card="", colors=colors, codes=codes)
+    config = going_on(job.training, job.start).config(job.work, card="", colors=colors, codes=codes)
     return train(replace(config, chips=job.chips, out=job.folder), get_run_logger().info)
 
 
@@ -229,51 +273,71 @@ def judge(job: Job, challenger: Bundle) -> Outcome:
     from models.dataset import open_chips
     from models.mlm import item
     from models.promotion import compare
-    from models.sealed import open_sealed, seal
+    from models.sealed import open_sealed
 
-    chips, champion = open_chips(job.chips), job.book.champion()
+    chips, champion = open_chips(job.chips), job.champion
     old = open_sealed(job.book.sealed(champion.sealed)) if champion and champion.sealed else None
     rival = job.book.bundle(champion.digest) if champion else None
-    gate = compare(challenger, rival, old, chips, job.options.rules()).with_shadow(changes(job, challenger, champion))
-    files = {"report.html": make_report(job, challenger, gate), "labels.json": json.dumps(job.found.digests).encode()}
+    changes, troubles = look_ahead(job, challenger)
+    gate = compare(challenger, rival, old, chips, job.options.rules()).with_shadow(changes)
+    page, report = make_report(job, challenger, gate, troubles)
+    files = {"report.html": report, "labels.json": json.dumps(job.found.digests).encode()}
     job.book.add(challenger, item=item(challenger), gate=gate.to_json(), files=files)
+    outcome = settle(job, gate, keep(job, chips, old) if gate.accepted else None)
+    create_markdown_artifact(key=slug(str(job.labels)), markdown=page, description=f"challenger: {outcome.state}")
+    return outcome
+
+
+def keep(job: Job, chips: "Chips", old: "Chips | None") -> str | None:
+    """Digest of the sealed chips that this challenger was accepted on, now in the registry."""
+    from models.sealed import seal
+
     file = job.work / "sealed.zip"
-    kept = job.book.seal(file) if gate.accepted and seal(chips, old, file) else None
-    return settle(job, gate, kept)
+    try:
+        return job.book.seal(file) if seal(chips, old, file) else None
+    finally:
+        file.unlink(missing_ok=True)
 
 
-def changes(job: Job, challenger: Bundle, champion: Champion | None) -> list[Shadow]:
-    """What the challenger would change on the youngest unlabelled scenes; nothing where nobody is champion."""
+def look_ahead(job: Job, challenger: Bundle) -> tuple[list[Shadow], list[str]]:
+    """What the challenger would change on the youngest unlabelled scenes, and which of them cannot be segmented.
+
+    Nothing where nobody is champion. A scene that fails decides nothing: it may not be complete yet.
+    """
     by_age = sorted(job.found.unlabelled, key=lambda scene: scene.stat().st_mtime, reverse=True)
-    scenes = by_age[: job.options.shadow]
-    if champion is None or not scenes:
-        return []
+    if job.champion is None or not job.options.shadow:
+        return [], []
+    found, troubles = [], []
     pattern = job.segmenting.request("", "", str(challenger.path), str(job.folder))
     with make_executor(pattern.options.workers, job.segmenting.scheduler, job.folder) as executor:
-        return shadow(scenes, challenger.path, job.book.folder(champion.digest), pattern, executor)
+        for scene in by_age[: job.options.shadow]:
+            try:
+                found += shadow([scene], challenger.path, job.book.folder(job.champion.digest), pattern, executor)
+            except WidefieldError as error:
+                troubles.append(f"{scene.name} was left out of the shadow run: {error}")
+    return found, troubles
 
 
-def make_report(job: Job, challenger: Bundle, gate: "Gate") -> bytes:
-    """The report of the training as a page of its own, and as this run's together with what the gate found."""
+def make_report(job: Job, challenger: Bundle, gate: "Gate", troubles: list[str]) -> tuple[str, bytes]:
+    """This run's page, Markdown, with what the gate found; and the report of the training, HTML."""
     from flows.report import REPORT, collect, to_markdown
     from pipeline.publish.training_report import write_report
 
-    name = "accepted" if gate.accepted else "refused"
-    lines = [f"# Challenger {challenger.digest[:12]}: {name}", "", *(f"- {escape(line)}" for line in gate.lines()), ""]
+    said = [*gate.lines(), *troubles]
+    lines = [f"# Challenger {challenger.digest[:12]}: {'accepted' if gate.accepted else 'refused'}", ""]
+    lines += [*(f"- {escape(line)}" for line in said), ""]
     for scene in gate.shadow:
         lines += [f"## {escape(scene['scene'])}: {scene['changed']:.2%} of the pixels would change", ""]
         rows = [(name, *(f"{value:,.0f} {scene['unit']}" for value in pair)) for name, pair in scene["areas"].items()]
         lines += [*table(("class", "champion", "challenger"), rows), ""]
     facts = collect(challenger, job.chips)
-    lines.append(to_markdown(facts))
-    create_markdown_artifact(key=slug(str(job.labels)), markdown="\n".join(lines), description=f"challenger {name}")
     write_report(job.folder / REPORT, facts)
-    return (job.folder / REPORT).read_bytes()
+    return "\n".join([*lines, to_markdown(facts)]), (job.folder / REPORT).read_bytes()
 
 
 def settle(job: Job, gate: "Gate", sealed: str | None) -> Outcome:
     """Promote, refuse, or leave it to somebody; in the registry first, so that nothing depends on this run."""
-    why = "; ".join(gate.reasons)
+    why = "; ".join([reason for reason in gate.reasons if reason.startswith("failed")] or gate.reasons)
     facts = {"bundle": gate.challenger, "champion": gate.champion, "sealed": sealed}
     if not gate.accepted:
         return note(job, "refused", why, **facts)
@@ -298,11 +362,11 @@ def decide(book: Registry, outcome: Outcome) -> Any:
     """
     challenger = outcome.attempts[-1].bundle or ""
     if outcome.state == "waiting" and deployment.id:
-        verdict = suspend_flow_run(wait_for_input=Verdict, timeout=PATIENCE, key=challenger[:16])
-        if verdict.promote:
-            book.approve(challenger, by=verdict.by or WHO, why=verdict.why)
+        said = suspend_flow_run(wait_for_input=Verdict, timeout=PATIENCE, key=challenger[:16])
+        if said.verdict == "promote":
+            book.approve(challenger, by=said.by or WHO, why=said.why)
         else:
-            book.decline(challenger, by=verdict.by or WHO, why=verdict.why or "not promoted")
+            book.decline(challenger, by=said.by or WHO, why=said.why or "not promoted")
     return ending(book.outcome(outcome.fingerprint) or outcome)
 
 

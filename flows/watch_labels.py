@@ -1,7 +1,8 @@
 """`watch-labels`: looks whether labels wait to be learnt from, and tells by an event; `retrain/on-new-labels` listens.
 
 An event can be lost, so it decides nothing: the registry holds an outcome for every state of the labels that was
-answered, and as long as it holds none this flow tells, under an identifier that Prefect takes once for each attempt.
+answered. As long as it holds none, and no training of theirs is planned or under way, this flow tells. Each attempt
+has its own identifier, which Prefect takes once within half an hour; a run that comes twice ends as covered.
 """
 
 import uuid
@@ -17,8 +18,9 @@ from prefect.client.schemas.filters import (
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.events import emit_event
+from prefect.exceptions import PrefectException
 from prefect.flow_runs import resume_flow_run
 from prefect.runtime import flow_run
 from prefect.states import Completed
@@ -33,6 +35,8 @@ CHANGED = "widefield.labels.changed"
 """Name of the event; its resource is `widefield.labels.<slug>`."""
 NAMES = 20
 """Most scenes of a kind that the event names."""
+AHEAD = (StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING)
+"""States of runs that will look at the labels as they are now, or do so."""
 RETRAIN = "retrain"
 """Name of the flow that answers."""
 
@@ -54,9 +58,9 @@ def watch_labels(
         settle: Seconds for which no file must have grown.
     """
     book = open_registry(registry, create=True)
-    wake(book)
     message = _look(book, images, labels, Path(work), settle)
     get_run_logger().info("%s: %s", plain(labels), message)
+    wake(book)
     return Completed(message=message)
 
 
@@ -71,8 +75,8 @@ def _look(book: Registry, images: str, labels: str, work: Path, settle: float) -
         return f"nothing new in the labels of {len(found.pairs)} scenes"
     if found.age < settle:
         return "files may still grow: left for the next look"
-    if busy(work):
-        return "new labels, and a training under way: left for the next look"
+    if busy(work) or any(run.parameters.get("labels") == labels for run in runs(*AHEAD)):
+        return "new labels, and a training planned or under way: left for the next look"
     changes = found.since(known(book))
     tell(labels, found, changes, attempt=len(book.attempts(found.fingerprint)))
     return f"{len(changes.added)} scenes added, {len(changes.changed)} changed, {len(changes.removed)} removed"
@@ -100,15 +104,22 @@ def tell(labels: str, found: LabelSet, changes: Changes, attempt: int) -> None:
     )
 
 
-def wake(book: Registry) -> None:
-    """Resume the retrainings that wait for an approval although the registry holds one, or a refusal."""
-    outcomes = book.outcomes()
-    asleep = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.PAUSED])))
+def runs(*states: StateType) -> list[FlowRun]:
+    """Retrainings in one of these states."""
+    wanted = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(states))))
     with get_client(sync_client=True) as client:
-        runs = client.read_flow_runs(
-            flow_filter=FlowFilter(name=FlowFilterName(any_=[RETRAIN])), flow_run_filter=asleep
+        return client.read_flow_runs(
+            flow_filter=FlowFilter(name=FlowFilterName(any_=[RETRAIN])), flow_run_filter=wanted
         )
-    for run in runs:
-        left = [each for each in outcomes if each.run_waited(str(run.id))]
-        if left and all(each.state != "waiting" for each in left):
-            resume_flow_run(run.id, run_input={})
+
+
+def wake(book: Registry) -> None:
+    """Resume the retrainings that wait for a verdict although the registry holds one."""
+    for run in runs(StateType.PAUSED):
+        left = book.of_run(str(run.id))
+        if left is None or left.state == "waiting":
+            continue
+        try:
+            resume_flow_run(run.id, run_input={"verdict": "decline"})  # not read: the registry's counts
+        except (PrefectException, RuntimeError) as error:
+            get_run_logger().warning("%s cannot be resumed: %s", run.name, error)
