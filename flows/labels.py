@@ -19,6 +19,15 @@ Boundary = Annotated[
     typer.Option(help="Class for the pixels of objects that lie near another object, to keep them apart."),
 ]
 
+ObjectClasses = Annotated[
+    list[str],
+    typer.Option(
+        "--object",
+        help="Class whose connected things are objects, once for each; else all but class 0 and --boundary, if "
+        "labels come as objects. With --boundary it is one class.",
+    ),
+]
+
 labels = typer.Typer(
     no_args_is_help=True,
     help="Look at labels.",
@@ -45,6 +54,7 @@ def check(
     classes: Annotated[list[str], typer.Option("--class", help="Name of a class, once for each, 0 first.")],
     attribute: Attribute = None,
     boundary: Boundary = None,
+    objects: ObjectClasses = [],  # noqa: B006 - typer copies it
     bands: Annotated[str | None, typer.Option(help="Bands of the files to train on, counted from 1.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")] = False,
 ) -> None:
@@ -58,6 +68,7 @@ def check(
         attribute=attribute,
         bands=numbers(bands, "--bands", least=1),
         boundary=boundary,
+        objects=objects or None,
     )
     if as_json:
         print(json.dumps(report.to_json()))

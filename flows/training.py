@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from flows.labels import Boundary, caution, warn
+from flows.labels import Boundary, ObjectClasses, caution, warn
 from flows.options import Attribute, existing, numbers, readable
 from flows.show import say
 from pipeline.errors import UsageError
@@ -65,14 +65,7 @@ class TrainOptions:
         ),
     ] = None
     boundary: Boundary = None
-    objects: Annotated[
-        list[str],
-        typer.Option(
-            "--object",
-            help="Class whose connected things are objects, once for each; else all but class 0 and --boundary, if "
-            "labels come as objects.",
-        ),
-    ] = field(default_factory=list)
+    objects: ObjectClasses = field(default_factory=list)
     sealed: Annotated[
         float | None,
         typer.Option(
@@ -285,6 +278,7 @@ def _scene_chips(
         attribute=options.attribute,
         bands=bands,
         boundary=options.boundary,
+        objects=options.objects or None,
         unlabelled=skip_unlabelled,
     )
     report.raise_errors()

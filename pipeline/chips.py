@@ -40,6 +40,7 @@ from pipeline.labels import (
     open_labels,
     origin_of,
 )
+from pipeline.legend import check_classes, object_ids
 from pipeline.scene import Scene, SceneAddress, open_scene
 from pipeline.split import SPLITS, Ground, Splitter, fixed_split, places_on_earth, read_split
 
@@ -63,16 +64,21 @@ class Recipe:
     bands: tuple[int, ...] | None
     attribute: str | None
     boundary: int | None
+    objects: tuple[int, ...] | None
+    """Classes whose connected things are objects; None: nobody says."""
     split: Mapping[str, str] | None
 
     def open(self, source: "_Source", scene: Scene) -> Labels:
         """The labels of an opened scene."""
-        return open_labels(source.labels, scene, self.classes, self.attribute, boundary=self.boundary)
+        return open_labels(
+            source.labels, scene, self.classes, self.attribute, boundary=self.boundary, objects=self.objects or ()
+        )
 
     @property
     def settings(self) -> list[Any]:
         """What must not change for a chip to stay."""
-        return [SCHEMA, self.classes, self.size, self.bands, self.attribute, self.boundary]
+        parted = None if self.boundary is None else [self.boundary, self.objects]
+        return [SCHEMA, self.classes, self.size, self.bands, self.attribute, parted]
 
 
 @dataclass(frozen=True)
@@ -129,9 +135,10 @@ def write_chips(
 
     The chips of a scene partition it; those at its edge are padded with invalid, unlabelled pixels. `labels` is one
     file for each image, one for all, or a folder (see `find_labels`); `classes` are names in the order of their ids.
-    `boundary` names the class that parts objects, `objects` those whose things are objects: all but class 0 and
-    `boundary`, if labels come as objects and nobody says. Of each split at most `most` chips are taken, drawn with
-    `seed`. Chips of scenes that have not changed stay untouched. A killed call leaves the chips that were there.
+    `boundary` names the class that parts objects, which are of one class, `objects` those whose things are objects:
+    all but class 0 and `boundary`, if labels come as objects and nobody says. Of each split at most `most` chips are
+    taken, drawn with `seed`. Chips of scenes that have not changed stay untouched. A killed call leaves the chips that
+    were there.
 
     Ground is split as the chips that are there say, so that it never moves, else as `ground` says; `sealed` is its
     share that only the gate reads. Pixels of a chip whose ground is of another split than its middle have no label.
@@ -140,12 +147,13 @@ def write_chips(
         LabelError: labels missing, elsewhere, or of unknown classes; ground that was sealed would be no longer.
         SceneError: scenes that differ in bands or type, or have one name.
     """
+    check_classes(classes)
     recipe = Recipe(
         tuple(classes),
         size,
         None if bands is None else tuple(bands),
         attribute,
-        None if boundary is None else _class_ids((boundary,), classes)[0],
+        *object_ids(classes, boundary, objects),
         split,
     )
     sources = _sources(images, labels, recipe)
@@ -171,10 +179,7 @@ def write_chips(
             there = {record.place for record in stay if record.scene == source.name}
             for chip in cutter.cut(source, _missing(source, same, there, chosen, size)):
                 writer.put(chip)
-        writer.finish(
-            _attributes(sources, recipe, seed, ground, _object_ids(objects, sources, recipe))
-            | {"keys": keys, "left": left}
-        )
+        writer.finish(_attributes(sources, recipe, seed, ground) | {"keys": keys, "left": left})
         spare = sum(map(len, left.values()))
         windows = sum(sum(1 for _ in source.windows(size)) for source in sources)
         return summarise(
@@ -182,24 +187,12 @@ def write_chips(
         )
 
 
-def _class_ids(names: Sequence[str], classes: Sequence[str]) -> list[int]:
-    """Ids of classes that are more than background."""
-    wrong = [name for name in names if name not in classes[1:]]
-    if wrong:
-        known = ", ".join(classes[1:]) or "none"
-        raise LabelError(f"{wrong[0]!r} is no class of objects or of their boundary: known are {known}")
-    return sorted(list(classes).index(name) for name in set(names))
-
-
-def _object_ids(names: Sequence[str] | None, sources: Sequence[_Source], recipe: Recipe) -> list[int]:
+def _object_classes(sources: Sequence[_Source], recipe: Recipe) -> list[int]:
     """Classes whose connected things are objects."""
-    if names is None:
-        come = any(has_objects(source.labels) for source in sources)
-        return [index for index in range(1, len(recipe.classes)) if come and index != recipe.boundary]
-    ids = _class_ids(names, recipe.classes)
-    if recipe.boundary in ids:
-        raise LabelError(f"{recipe.classes[recipe.boundary or 0]} cannot be a class of objects and part them")
-    return ids
+    if recipe.objects is not None:
+        return list(recipe.objects)
+    come = any(has_objects(source.labels) for source in sources)
+    return list(range(1, len(recipe.classes))) if come else []
 
 
 def _sources(images: Sequence[Path], labels: Sequence[Path] | Path, recipe: Recipe) -> list[_Source]:
@@ -421,9 +414,7 @@ def _numbered(objects: NDArray[np.int32], classes: NDArray[np.uint8]) -> NDArray
     return numbers[:-1].reshape(objects.shape).astype(np.uint16)
 
 
-def _attributes(
-    sources: Sequence[_Source], recipe: Recipe, seed: int, ground: Ground, objects: list[int]
-) -> dict[str, Any]:
+def _attributes(sources: Sequence[_Source], recipe: Recipe, seed: int, ground: Ground) -> dict[str, Any]:
     first = sources[0]
     return {
         "task": "segment",
@@ -431,7 +422,7 @@ def _attributes(
         "dtype": first.dtype,
         "size": recipe.size,
         "classes": [{"id": index, "name": name} for index, name in enumerate(recipe.classes)],
-        "objects": objects,
+        "objects": _object_classes(sources, recipe),
         "boundary": recipe.boundary,
         "seed": seed,
         "resolution": resolution_range([source.georef.resolution(*source.shape) for source in sources]),

@@ -65,7 +65,7 @@ def evaluate(
     pairs = [(image, find_labels(image, labels)) for image in list_images(images)]
     for image, found in pairs:
         with open_scene(_address(request, image)) as scene:
-            open_labels(found, scene, names, attribute, boundary=spec.boundary)
+            open_labels(found, scene, names, attribute, boundary=spec.boundary, objects=spec.objects)
     pooled = _Comparison.empty(spec)
     by_scene: dict[str, Any] = {}
     facts: dict[str, Any] = {}
@@ -74,7 +74,7 @@ def evaluate(
         with watch(image.stem) as listen:
             facts = segment_scene(one, executor, listen)
         with open_scene(one.scene) as scene:
-            truth = open_labels(found, scene, names, attribute, boundary=spec.boundary)
+            truth = open_labels(found, scene, names, attribute, boundary=spec.boundary, objects=spec.objects)
             compared = _compare(scene, truth, one.folder / MASK, spec, facts["grid"]["core"])
         pooled.include(compared)
         by_scene[image.stem] = compared.result()

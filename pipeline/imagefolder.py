@@ -6,7 +6,6 @@ FOLDER/whole/0002.jpg             FOLDER/val/whole/0002.jpg             0001.jpg
 
 import csv
 import logging
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,13 +19,12 @@ from pipeline.chipstore import Chip, ChipsSummary, SlotWriter, create_chips, rep
 from pipeline.errors import LabelError, SceneError
 from pipeline.grid import Window
 from pipeline.labels import IGNORE
+from pipeline.legend import check_classes
 from pipeline.scene import Pixels, Scene, SceneAddress, Valid, open_scene
 from pipeline.sources.formats import SUFFIXES
 from pipeline.split import SPLITS, Ground
 
 log = logging.getLogger(__name__)
-
-_NAME = re.compile("[A-Za-z0-9_-]{1,64}")
 
 
 @dataclass(frozen=True)
@@ -63,19 +61,6 @@ def list_examples(folder: Path, table: Path | None = None, *, seed: int = 0) -> 
 def class_names(examples: Sequence[Example]) -> tuple[str, ...]:
     """The classes in the order of their ids, if nobody gives another: by name."""
     return tuple(sorted({example.label for example in examples}))
-
-
-def check_classes(classes: Sequence[str]) -> None:
-    """Refuse classes that no bundle can have.
-
-    Raises:
-        LabelError: fewer than two, too many, or a name with other characters than letters, digits, - and _.
-    """
-    if not 2 <= len(classes) <= IGNORE:
-        raise LabelError(f"there are {len(classes)} classes ({', '.join(classes[:3])}): 2 to {IGNORE} are needed")
-    wrong = [name for name in classes if not _NAME.fullmatch(name)]
-    if wrong:
-        raise LabelError(f"{wrong[0]!r} is no name of a class: use letters, digits, - and _, 64 at most")
 
 
 def write_image_chips(

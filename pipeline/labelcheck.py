@@ -18,6 +18,7 @@ from pipeline.labelforms.polygons import WithinArea, open_polygons
 from pipeline.labelforms.rasters import WarpedLabels, misalignment
 from pipeline.labelforms.vectors import read_vectors
 from pipeline.labels import find_labels, list_images, open_labels, origin_of, subject_of
+from pipeline.legend import check_classes, object_ids
 from pipeline.scene import Scene, SceneAddress, open_scene
 from pipeline.statistics import class_sums
 
@@ -131,6 +132,7 @@ class _Checker:
     attribute: str | None
     bands: tuple[int, ...] | None
     boundary: int | None
+    objects: tuple[int, ...]
     facts: list[_Facts] = field(default_factory=list)
     sums: dict[str, _Sums] = field(default_factory=dict)
     scenes: list[SceneLabels] = field(default_factory=list)
@@ -163,7 +165,7 @@ class _Checker:
                 "warning",
                 f"{path} has polygons that cross or touch themselves, {len(broken)} in all: feature {named}",
             )
-        for problem in vectors.problems(self.classes):
+        for problem in vectors.problems(self.classes, self.boundary):
             yield "error", f"{path} {problem}"
         try:
             open_polygons(vectors, scene, None)
@@ -173,7 +175,7 @@ class _Checker:
             yield "warning", f"{path} is empty: it has no polygon"
 
     def _content(self, path: Path, scene: Scene) -> Iterator[Problem]:
-        labels = open_labels(path, scene, self.classes, self.attribute, boundary=self.boundary)
+        labels = open_labels(path, scene, self.classes, self.attribute, boundary=self.boundary, objects=self.objects)
         name = Path(scene.address.path).stem
         inner = _unwrapped(labels)
         if isinstance(inner, WarpedLabels):
@@ -214,6 +216,7 @@ def check_labels(
     attribute: str | None = None,
     bands: Sequence[int] | None = None,
     boundary: str | None = None,
+    objects: Sequence[str] | None = None,
     unlabelled: bool = False,
 ) -> LabelReport:
     """Looks at all labels as training would; one bad file does not stop it.
@@ -221,15 +224,14 @@ def check_labels(
     With `unlabelled`, scenes without labels are no error but left out.
 
     Raises:
-        LabelError, SceneError: there are no labels or no images at all, or `boundary` is no class.
+        LabelError, SceneError: there are no labels or no images at all, or the names of the classes, of `boundary` and
+            of `objects` are not as `write_chips` wants them.
     """
     if not labels.exists():
         raise LabelError(f"{labels}: no such file or folder of labels")
-    if boundary is not None and boundary not in classes[1:]:
-        raise LabelError(f"{boundary!r} is no class to part objects: known are {', '.join(classes[1:]) or 'none'}")
-    checker = _Checker(
-        tuple(classes), attribute, tuple(bands) if bands else None, list(classes).index(boundary) if boundary else None
-    )
+    check_classes(classes)
+    parts, kinds = object_ids(classes, boundary, objects)
+    checker = _Checker(tuple(classes), attribute, tuple(bands) if bands else None, parts, kinds or ())
     found = list_images(images)
     problems = [*_twice(found), *_orphans(found, labels)]
     for image in found:

@@ -103,33 +103,36 @@ def open_labels(
     attribute: str | None = None,
     *,
     boundary: int | None = None,
+    objects: Sequence[int] = (),
 ) -> Labels:
     """Labels of `scene` from a class raster, from polygons, or from a folder of one mask an object.
 
     `classes` are names in the order of their ids. `attribute` names the polygons' field that holds a class name or
-    id, `class` if there is one; without it every polygon is class 1, and in any case class 0 is where no polygon is.
-    `boundary` is the id of the class for those pixels of objects that are near another one.
+    id, `class` if there is one; without it every polygon is of the one class beside 0 and `boundary`. In any case
+    class 0 is where no polygon is. `boundary` is the id of the class for those pixels of objects that are near another
+    one; `objects` are the ids of the classes whose things are objects, if it is not all but 0 and `boundary`.
 
     Raises:
         LabelError: labels of another place, an unknown class, or a file that cannot be read.
     """
-    labels = _open(path, scene, classes, attribute)
+    labels = _open(path, scene, classes, attribute, boundary)
     if boundary is not None:
-        labels = PartedLabels(labels, boundary, (scene.height, scene.width))
+        kinds = tuple(objects) or tuple(index for index in range(1, len(classes)) if index != boundary)
+        labels = PartedLabels(labels, boundary, kinds, (scene.height, scene.width))
     area = find_area(path, scene_name(scene))
     if area is None:
         return labels
     return WithinArea(labels, open_polygons(read_vectors(area[0], layer=area[1]), scene, None))
 
 
-def _open(path: Path, scene: Scene, classes: Sequence[str], attribute: str | None) -> Labels:
+def _open(path: Path, scene: Scene, classes: Sequence[str], attribute: str | None, boundary: int | None) -> Labels:
     if path.is_dir():
         return open_masks(path, scene)
     if not path.is_file():
         raise LabelError(f"{path}: no such labels")
     if path.suffix.lower() in RASTERS:
         return open_raster(path, scene, len(classes))
-    return open_polygons(read_vectors(path, attribute), scene, classes)
+    return open_polygons(read_vectors(path, attribute), scene, classes, boundary)
 
 
 def scene_name(scene: Scene) -> str:

@@ -204,9 +204,25 @@ def test_wrong_classes_of_objects_and_boundaries_are_named(tmp_path):
         ({"boundary": "rim"}, "'rim' is no class of objects or of their boundary: known are roof"),
         ({"objects": ("ground",)}, "'ground' is no class"),
         ({"boundary": "roof", "objects": ("roof",)}, "roof cannot be a class of objects and part them"),
+        ({"boundary": "roof"}, "roof parts the objects of one class, here are none: name one with --object"),
+        ({"classes": ("a", "b", "c", "rim"), "boundary": "rim"}, "one class, here are b, c: name one with --object"),
+        ({"classes": ("a", "b", "c", "rim"), "boundary": "rim", "objects": ("b", "c")}, "here are b, c: name one"),
+        ({"classes": ("a", "land cover")}, "'land cover' is no name of a class: use letters"),
+        ({"classes": ("a", "b", "b")}, "two classes have one name, b"),
     ):
         with pytest.raises(LabelError, match=says):
-            write_chips([image], tmp_path / "in", tmp_path / "chips.zarr", classes=CLASSES, **more)
+            write_chips([image], tmp_path / "in", tmp_path / "chips.zarr", **{"classes": CLASSES, **more})
+
+
+def test_another_class_of_objects_is_another_recipe_where_a_boundary_parts_them(tmp_path):
+    image, _ = draw(tmp_path / "in", "a-train")
+    recipe = {"classes": ("a", "b", "c", "rim"), "size": 64}
+    kept = []
+    for more in ({"objects": "b"}, {"objects": "c"}, {"objects": "b", "boundary": "rim"}, {"boundary": "rim"}):
+        named = {"objects": ("c",), **more}
+        kept.append(write_chips([image], tmp_path / "in", tmp_path / "chips.zarr", **recipe, **named).kept)
+    attributes = zarr.open_group(tmp_path / "chips.zarr", mode="r").attrs
+    assert (kept, attributes["objects"], attributes["boundary"]) == ([0, 6, 0, 0], [2], 3)
 
 
 def test_what_was_sealed_stays_sealed(tmp_path):

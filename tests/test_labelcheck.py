@@ -114,6 +114,11 @@ def without_a_class(folder):
     return "error", "1 polygon without a class in the field 'class', the first is feature 2"
 
 
+def without_a_field(folder):
+    polygons(folder, "x", rectangle(0, 0, 9, 9), kind=["roof"])
+    return "error", "no field 'class' that tells roof, road apart, its fields are kind: name it with --attribute"
+
+
 def unknown_class(folder):
     polygons(folder, "x", rectangle(0, 0, 9, 9), **{"class": ["river"]})
     return "error", "has the class 'river': known are 0 ground, 1 roof, 2 road"
@@ -125,7 +130,7 @@ def not_in_the_table(folder):
 
 
 def invalid(folder):
-    polygons(folder, "x", rectangle(30, 30, 35, 35), bow_tie())
+    polygons(folder, "x", rectangle(30, 30, 35, 35), bow_tie(), **{"class": ["roof", "roof"]})
     return "warning", "cross or touch themselves, 1 in all: feature 2"
 
 
@@ -141,7 +146,7 @@ def not_readable(folder):
 
 
 def bad_origin(folder):
-    polygons(folder, "x", rectangle(0, 0, 9, 9), origin=["guessed"])
+    polygons(folder, "x", rectangle(0, 0, 9, 9), **{"class": ["roof"], "origin": ["guessed"]})
     return "error", "'guessed': allowed are drawn, corrected, model"
 
 
@@ -153,7 +158,17 @@ def nobodys(folder):
 
 BAD = [
     *(unlabelled, outside, raster_elsewhere, without_a_crs, off_the_grid, of_another_crs, empty, no_pixel, one_class),
-    *(without_a_class, unknown_class, not_in_the_table, invalid, other_bands, not_readable, bad_origin, nobodys),
+    *(
+        without_a_class,
+        without_a_field,
+        unknown_class,
+        not_in_the_table,
+        invalid,
+        other_bands,
+        not_readable,
+        bad_origin,
+        nobodys,
+    ),
 ]
 
 
@@ -192,8 +207,15 @@ def test_nothing_to_look_at_is_an_error_of_its_own(tmp_path):
         check_labels(tmp_path, tmp_path, classes=CLASSES)
     with pytest.raises(LabelError, match="no such file or folder of labels"):
         check_labels(tmp_path, tmp_path / "none", classes=CLASSES)
-    with pytest.raises(LabelError, match="'rim' is no class to part objects: known are roof, road"):
-        check_labels(tmp_path, tmp_path, classes=CLASSES, boundary="rim")
+    for more, says in (
+        ({"boundary": "rim"}, "'rim' is no class of objects or of their boundary: known are roof, road"),
+        ({"boundary": "road", "objects": ("road",)}, "road cannot be a class of objects and part them"),
+        ({"classes": ("a", "b", "c", "rim"), "boundary": "rim"}, "here are b, c: name one with --object"),
+        ({"classes": ("a", "land cover")}, "'land cover' is no name of a class"),
+        ({"classes": ("a", "a")}, "two classes have one name, a"),
+    ):
+        with pytest.raises(LabelError, match=says):
+            check_labels(tmp_path, tmp_path, **{"classes": CLASSES, **more})
 
 
 def command(*arguments):

@@ -55,7 +55,7 @@ def write_polygons(path, shapes, **fields):
 
 def test_polygons_of_another_crs_mark_the_pixels_whose_centres_they_hold(tmp_path, scene):
     path = write_polygons(tmp_path / "l.geojson", [rectangle(5, 10, 20, 30), rectangle(30, 40, 40, 60)])
-    labels = open_labels(path, scene, CLASSES)
+    labels = open_labels(path, scene, ("ground", "roof"))
     expected = np.zeros((40, 60), np.uint8)
     expected[5:20, 10:30] = expected[30:40, 40:60] = 1
     assert np.array_equal(labels.read(WHOLE), expected)
@@ -179,7 +179,7 @@ def test_a_field_of_the_name_class_needs_no_mention(tmp_path, scene):
 def test_holes_are_no_part_of_a_polygon(tmp_path, scene):
     outer, inner = rectangle(0, 0, 20, 20), rectangle(5, 5, 10, 10)
     shape = {"type": "Polygon", "coordinates": [*outer["coordinates"], *inner["coordinates"]]}
-    labels = open_labels(write_polygons(tmp_path / "l.geojson", [shape]), scene, CLASSES).read(WHOLE)
+    labels = open_labels(write_polygons(tmp_path / "l.geojson", [shape]), scene, ("ground", "roof")).read(WHOLE)
     expected = np.zeros((40, 60), np.uint8)
     expected[:20, :20], expected[5:10, 5:10] = 1, 0
     assert np.array_equal(labels, expected)
@@ -223,7 +223,7 @@ def test_outside_the_area_of_interest_nothing_is_known(tmp_path, scene):
     layered = write_frame(tmp_path / "b.gpkg", [roof], kind=["roof"])
     geopandas.GeoDataFrame(geometry=[shapely.geometry.shape(area)], crs="EPSG:4326").to_file(layered, layer="aoi")
     for path in (beside, layered):
-        labels = open_labels(path, scene, CLASSES)
+        labels = open_labels(path, scene, ("ground", "roof"))
         assert np.array_equal(labels.read(WHOLE), expected)
         assert np.array_equal(labels.objects(WHOLE) > 0, expected == 1)
     assert label_fingerprint(beside) != before
@@ -296,6 +296,27 @@ def test_labels_of_windows_put_together_are_those_of_the_whole(tmp_path, scene, 
             assert np.array_equal(labels.read(part), whole[part.slices])
             assert np.array_equal(labels.objects(part), objects[part.slices])
     assert (whole == 2).any()
+
+
+def test_only_classes_of_objects_are_parted_and_part_others(tmp_path, scene):
+    """Two roofs that touch, two roads that touch, and a road beside a roof."""
+    shapes = [rectangle(0, 0, 10, 20), rectangle(0, 20, 10, 40), rectangle(10, 0, 20, 20), rectangle(20, 0, 30, 20)]
+    path = write_polygons(tmp_path / "l.geojson", shapes, kind=["roof", "roof", "road", "road"])
+    classes = (*CLASSES, "rim")
+    plain = open_labels(path, scene, classes, "kind").read(WHOLE)
+    parted = open_labels(path, scene, classes, "kind", boundary=3, objects=(1,)).read(WHOLE)
+    expected = plain.copy()
+    expected[:10, 18:22] = 3
+    assert np.array_equal(parted, expected)
+    assert (open_labels(path, scene, classes, "kind", boundary=3).read(WHOLE)[18:22, :20] == 3).all()
+
+
+def test_without_a_field_of_the_class_there_is_one_that_polygons_can_have(tmp_path, scene):
+    path = write_polygons(tmp_path / "l.geojson", [rectangle(0, 0, 9, 9)], height=[3], use=["x"])
+    with pytest.raises(LabelError, match=r"that tells roof, road apart, its fields are height, use: .* --attribute"):
+        open_labels(path, scene, CLASSES)
+    assert open_labels(path, scene, CLASSES, boundary=1).read(WHOLE)[0, 0] == 2
+    assert open_labels(path, scene, CLASSES, boundary=2).read(WHOLE)[0, 0] == 1
 
 
 def test_class_rasters_have_no_objects_to_part(tmp_path, scene):

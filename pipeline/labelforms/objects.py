@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from pipeline.errors import LabelError
 from pipeline.grid import Window
-from pipeline.labelforms.base import IGNORE, Labels, Labels8, Objects
+from pipeline.labelforms.base import Labels, Labels8, Objects
 from pipeline.scene import Scene
 
 TOUCHING = 2
@@ -86,21 +86,22 @@ class PartedLabels:
     labels: Labels
     boundary: int
     """Id of the class that parts objects."""
+    kinds: tuple[int, ...]
+    """Ids of the classes whose things are objects: no other is parted, nor parts any."""
     shape: tuple[int, int]
     """Rows and columns of the scene."""
 
     def read(self, window: Window) -> Labels8:
         """Class ids (H, W); `boundary` where a pixel of an object lies at most `TOUCHING` pixels from another one."""
-        labels = self.labels.read(window)
         around = Window(
             window.row - TOUCHING, window.col - TOUCHING, window.height + 2 * TOUCHING, window.width + 2 * TOUCHING
         ).intersect(Window(0, 0, *self.shape))
         assert around is not None  # noqa: S101 - it holds the window
-        objects = self.labels.objects(around)
-        if objects is None:
-            return labels
-        near = touching(objects)[window.relative_to(around).slices]
-        return np.where(near & (labels != IGNORE), np.uint8(self.boundary), labels)
+        labels, objects = self.labels.read(around), self.labels.objects(around)
+        if objects is not None:
+            near = touching(np.where(np.isin(labels, self.kinds), objects, 0))
+            labels = np.where(near, np.uint8(self.boundary), labels)
+        return labels[window.relative_to(around).slices]
 
     def objects(self, window: Window) -> Objects | None:
         """Objects (H, W), whole."""

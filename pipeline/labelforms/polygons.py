@@ -70,8 +70,12 @@ class WithinArea:
         return None if objects is None else np.where(self.area.read(window) == 0, np.int32(0), objects)
 
 
-def open_polygons(vectors: VectorFile, scene: Scene, classes: Sequence[str] | None) -> PolygonLabels:
+def open_polygons(
+    vectors: VectorFile, scene: Scene, classes: Sequence[str] | None, boundary: int | None = None
+) -> PolygonLabels:
     """Polygons on the grid of `scene`, with their classes; without `classes` all are 1.
+
+    `boundary` is the class that parts objects.
 
     Raises:
         LabelError: the scene has no place, the polygons have no class or one that is not known, or lie elsewhere.
@@ -81,7 +85,7 @@ def open_polygons(vectors: VectorFile, scene: Scene, classes: Sequence[str] | No
     assert bounds is not None  # noqa: S101 - else they could not be placed
     if len(vectors.shapes) and not _near(shapes, bounds):
         raise LabelError(f"{vectors.path} lies elsewhere than {scene.address.path}: no polygon is near it")
-    ids = np.ones(len(shapes), np.uint8) if classes is None else vectors.ids(classes)
+    ids = np.ones(len(shapes), np.uint8) if classes is None else vectors.ids(classes, boundary)
     return PolygonLabels(scene.georef, shapely.STRtree(shapes), np.concatenate([np.zeros(1, np.uint8), ids]))
 
 

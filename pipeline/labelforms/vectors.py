@@ -34,32 +34,36 @@ class VectorFile:
     """Polygons and multipolygons, none of them empty."""
     rows: NDArray[np.int64]
     """Number of each shape's feature in the file, from 1."""
+    dropped: NDArray[np.int64]
+    """Numbers of the features that are no polygons: lines, points, or nothing at all."""
+    names: tuple[str, ...]
+    """Of all fields."""
     field: str | None
-    """Field of the classes; None: there is none, and every polygon is class 1."""
+    """Field of the classes; None: there is none, and every polygon is of the only class that it can have."""
     values: NDArray[Any] | None
     """Of that field, None where a feature has none."""
     origins: frozenset[str]
     """What features say of their origin."""
 
-    def ids(self, classes: Sequence[str]) -> NDArray[np.uint8]:
-        """The class of each shape.
+    def ids(self, classes: Sequence[str], boundary: int | None = None) -> NDArray[np.uint8]:
+        """The class of each shape; `boundary` is the class that parts them, which no polygon needs to have.
 
         Raises:
             LabelError: the first of `problems`.
         """
-        ids, problems = self._ids(classes)
+        ids, problems = self._ids(classes, boundary)
         if problems:
             raise LabelError(f"{self.path} {problems[0]}")
         return ids
 
-    def problems(self, classes: Sequence[str]) -> list[str]:
+    def problems(self, classes: Sequence[str], boundary: int | None = None) -> list[str]:
         """What keeps the polygons from having a class, one line each."""
-        return self._ids(classes)[1]
+        return self._ids(classes, boundary)[1]
 
-    def _ids(self, classes: Sequence[str]) -> tuple[NDArray[np.uint8], list[str]]:
-        ids = np.ones(len(self.shapes), np.uint8)
+    def _ids(self, classes: Sequence[str], boundary: int | None) -> tuple[NDArray[np.uint8], list[str]]:
         if self.values is None:
-            return ids, []
+            return self._the_only(classes, boundary)
+        ids = np.ones(len(self.shapes), np.uint8)
         known = {text: class_id(text, classes) for text in set(map(_text, self.values))}
         found = [known[_text(value)] for value in self.values]
         problems = []
@@ -77,6 +81,17 @@ class VectorFile:
             if number is None and text
         ]
         return (ids if problems else np.array(found, np.uint8)), problems
+
+    def _the_only(self, classes: Sequence[str], boundary: int | None) -> tuple[NDArray[np.uint8], list[str]]:
+        """Where no field tells, polygons have the only class that they can have."""
+        possible = [index for index in range(1, len(classes)) if index != boundary] or [1]
+        ids = np.full(len(self.shapes), possible[0], np.uint8)
+        if len(possible) == 1 or not len(self.shapes):
+            return ids, []
+        told = ", ".join(classes[index] for index in possible)
+        fields = ", ".join(self.names) or "none"
+        problem = f"has no field {CLASS!r} that tells {told} apart, its fields are {fields}: name it with --attribute"
+        return ids, [problem]
 
 
 def read_vectors(path: Path, attribute: str | None = None, layer: str | None = None) -> VectorFile:
@@ -113,6 +128,8 @@ def _read(path: Path, attribute: str | None, layer: str | None, _: tuple[int, in
         crs,
         shapely.force_2d(shapes[areal]),
         np.flatnonzero(areal) + 1,
+        np.flatnonzero(~areal) + 1,
+        tuple(names),
         field,
         None if field is None else fields[field][areal],
         frozenset(filter(None, map(_text, fields.get(ORIGIN, ())))),
