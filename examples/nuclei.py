@@ -1,7 +1,7 @@
 """The nuclei of the 2018 Data Science Bowl as labelled images: one PNG an image, and one PNG a nucleus.
 
 Usage:
-    python examples/nuclei.py DATA OUT
+    python examples/nuclei.py DATA OUT [--only train|val]
 
 DATA holds `dsb2018_train_val.tar.zst` and `dsb2018_index.csv`: an image of RGB(A) and one mask a nucleus. OUT gets
 `<id>-<train|val>.png` (RGB) and a folder `<id>-<train|val>-objects` of masks, white where their nucleus is. Needs the
@@ -46,10 +46,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder of the archive and its table")
     parser.add_argument("out", type=Path, help="folder for the images")
+    parser.add_argument("--only", choices=("train", "val"), help="one of the two splits")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     with (arguments.data / "dsb2018_index.csv").open(newline="") as stream:
-        splits = {row["id"]: row["split"] for row in csv.DictReader(stream)}
+        rows = [(row["id"], row["split"]) for row in csv.DictReader(stream)]
+    splits = {name: split for name, split in rows if arguments.only in {None, split}}
     parts = read(arguments.data / "dsb2018_train_val.tar.zst")
     for name, split in splits.items():
         image = next(picture(content) for kind, content in parts[name] if kind == "images")
