@@ -60,7 +60,8 @@ def intervals(
 ) -> Floats:
     """(2,) or (2, K): lower and upper end of a statistic's interval; NaN where it has no value.
 
-    NaN as well with fewer than two blocks: one alone says nothing about others.
+    Blocks without a count are not drawn: nobody has looked there. NaN as well where fewer than two blocks alone have a
+    value: one says nothing about others.
 
     Args:
         counts: (B, ...) of each block of ground, such as confusion matrices (B, K, K).
@@ -69,9 +70,22 @@ def intervals(
         level: share of the draws between the two ends.
         seed: decides the draws.
     """
-    if len(counts) < 2:
-        return np.full((2, *statistic(np.asarray(counts, np.float64).sum(0)[None]).shape[1:]), np.nan)
-    return _between(statistic(drawn(counts, draws, seed)), level)
+    counts = np.asarray(counts, np.float64)
+    counts = counts[_counted(counts)]
+    few = _tellers(statistic(counts)) < 2
+    if few.all():
+        return np.full((2, *few.shape), np.nan)
+    return np.where(few, np.nan, _between(statistic(drawn(counts, draws, seed)), level))
+
+
+def _counted(counts: Floats) -> NDArray[np.bool_]:
+    """(B,): blocks with a count."""
+    return np.asarray(counts != 0).any(axis=tuple(range(1, counts.ndim)))
+
+
+def _tellers(values: Floats) -> NDArray[np.int64]:
+    """() or (K,): how many blocks alone have a value, of (B,) or (B, K)."""
+    return np.asarray(np.sum(~np.isnan(values), axis=0))
 
 
 def _between(values: Floats, level: float) -> Floats:
@@ -89,7 +103,7 @@ class Difference:
     value: float
     """On all blocks; NaN where one of them has no value."""
     low: float
-    """Lower end of the interval; minus infinity where fewer than two blocks, or no draw, say anything."""
+    """Lower end of the interval; minus infinity where fewer than two blocks say anything about both."""
     high: float
     """Upper end; infinity likewise."""
 
@@ -107,7 +121,7 @@ def paired(  # noqa: PLR0917 - the two sides come first, as in `intervals` the o
     level: float = LEVEL,
     seed: int = 0,
 ) -> Difference:
-    """The difference of a statistic between two models, by drawing the same blocks for both.
+    """The difference of a statistic between two models, by drawing the same blocks for both; none where both are empty.
 
     A model does not differ from itself: value and interval are then exactly 0.
 
@@ -126,8 +140,9 @@ def paired(  # noqa: PLR0917 - the two sides come first, as in `intervals` the o
         raise ValueError(f"{len(challenger)} blocks of the challenger, {len(champion)} of the champion: not the same")
     sides = [np.asarray(side, np.float64) for side in (challenger, champion)]
     whole = [float(statistic(side.sum(0)[None])[0]) for side in sides]
-    value = whole[0] - whole[1]
-    if len(challenger) < 2:
+    value, counted = whole[0] - whole[1], _counted(sides[0]) | _counted(sides[1])
+    ours, others = (side[counted] for side in sides)
+    if _tellers(statistic(ours) - statistic(others)) < 2:
         return Difference(value, -np.inf, np.inf)
-    low, high = _between(statistic(drawn(sides[0], draws, seed)) - statistic(drawn(sides[1], draws, seed)), level)
-    return Difference(value, -np.inf, np.inf) if np.isnan(low) else Difference(value, float(low), float(high))
+    low, high = _between(statistic(drawn(ours, draws, seed)) - statistic(drawn(others, draws, seed)), level)
+    return Difference(value, float(low), float(high))

@@ -84,6 +84,22 @@ def test_one_block_says_nothing_about_others():
     assert difference.facts() == {"value": difference.value, "low": None, "high": None}
 
 
+def test_blocks_that_both_sides_leave_empty_are_not_drawn():
+    one, other, none = matrices(6, seed=1), matrices(6, seed=2), np.zeros((4, 3, 3))
+    bare = paired(one, other, mean_iou)
+    assert paired(np.concatenate([one, none]), np.concatenate([other, none]), mean_iou) == bare
+    alone = paired(np.concatenate([one[:1], none]), np.concatenate([other[:1], none]), mean_iou)
+    assert (alone.low, alone.high) == (-np.inf, np.inf)
+
+
+def test_the_difference_in_a_class_of_one_block_has_no_interval():
+    one, other = matrices(5, seed=1), matrices(5, seed=2)
+    for side in (one, other):
+        side[1:, 2], side[1:, :, 2] = 0, 0
+    assert paired(one, other, class_iou(2)).facts() | {"value": 0} == {"value": 0, "low": None, "high": None}
+    assert paired(one, other, class_iou(1)).facts()["low"] is not None
+
+
 def test_other_blocks_cannot_be_paired():
     with pytest.raises(ValueError, match="4 blocks of the challenger, 5 of the champion"):
         paired(matrices(4), matrices(5), mean_iou)
