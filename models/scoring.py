@@ -16,7 +16,7 @@ from models.boundaries import Agreement
 from models.calibration import Reliability
 from models.metrics import Counts, confusion, scores
 from models.objects import Matches, ap50, compact, instances, match
-from models.spec import NODATA
+from models.spec import NODATA, check_objects
 
 Labels = NDArray[np.uint8]
 Part = tuple[str, tuple[slice, slice]]
@@ -36,7 +36,11 @@ class Scorer:
             names: of the classes, in the order of their ids.
             objects: classes whose connected things are objects: AP50 is asked for.
             boundary: the class that separates touching objects, if one does.
+
+        Raises:
+            ValueError: these are no classes, or one boundary separates objects of several.
         """
+        check_objects(tuple(objects), boundary, len(names))
         self.names, self.objects, self.boundary = tuple(names), tuple(objects), boundary
         self.blocks: dict[str, Counts] = {}
         """(K, K) pixels of each block of ground by true and predicted class."""
@@ -140,12 +144,12 @@ class Scorer:
         What `models.metrics.scores` says of the pooled pixels, and `confusion`; `boundary_f1` by class name;
         `objects` by the name of each object class: `iou` and `f1` of its pixels (boundary pixels are of it, on both
         sides), `ap50` (mean over images), and over all images together `tp`, `fp`, `fn` and `ap50_pooled`; `ece`
-        where confidences were given; and in `intervals` the 95 % intervals, by drawing from the `blocks` of ground, of
-        `mean_iou`, `iou`, `boundary_f1` and `ap50`; one block alone has none.
+        where confidences were given; and in `intervals` the 95 % intervals, by drawing from the `blocks` of labelled
+        ground, of `mean_iou`, `iou`, `boundary_f1` and `ap50`: None for what occurs in fewer than two of them.
         """
         result = scores(self.counts, self.names)
         result |= {"confusion": self.counts.tolist(), "boundary_f1": self._named(boundaries.f1(self._contours.sum(0)))}
-        result |= {"blocks": len(self.blocks), "intervals": self._intervals()}
+        result |= {"blocks": sum(bool(each.any()) for each in self.blocks.values()), "intervals": self._intervals()}
         if self.objects:
             result["objects"] = {self.names[one]: self._found(one) for one in self.objects}
         if self.calibrated:

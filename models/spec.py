@@ -151,7 +151,8 @@ def check_objects(objects: tuple[int, ...], boundary: int | None, classes: int) 
     """Classes of objects, and the one between them, must be classes; the latter is none of the former.
 
     Raises:
-        ValueError: an id is no class, is named twice, or is both.
+        ValueError: an id is no class, is named twice, or is both; or one class is between the objects of several, so
+            that nobody knows whose rim it is.
     """
     named = objects if boundary is None else (*objects, boundary)
     wrong = [each for each in named if not 0 <= each < classes]
@@ -159,3 +160,8 @@ def check_objects(objects: tuple[int, ...], boundary: int | None, classes: int) 
         raise ValueError(f"objects {objects}, boundary {boundary}: {wrong[0]} is no class, ids are below {classes}")
     if len(set(named)) < len(named):
         raise ValueError(f"objects {objects}, boundary {boundary}: a class is named twice")
+    if boundary is not None and len(objects) > 1:
+        raise ValueError(
+            f"objects {objects}, boundary {boundary}: a boundary parts the objects of one class, name one, or no "
+            "boundary"
+        )

@@ -124,3 +124,12 @@ def test_specs_of_all_schemas_are_read(version):
 def test_objects_and_what_parts_them_are_different_classes(objects, boundary, message):
     with pytest.raises(ValueError, match=message):
         ModelSpec.model_validate(SPEC.model_dump() | {"objects": objects, "boundary": boundary})
+
+
+def test_a_boundary_parts_the_objects_of_one_class():
+    classes = [SPEC.classes[0].model_copy(update={"id": i, "name": f"c{i}"}).model_dump() for i in range(4)]
+    three = {**SPEC.model_dump(), "classes": classes, "boundary": 3}
+    assert ModelSpec.model_validate({**three, "objects": (1,)}).boundary == 3
+    assert ModelSpec.model_validate({**three, "objects": ()}).boundary == 3
+    with pytest.raises(ValueError, match="a boundary parts the objects of one class"):
+        ModelSpec.model_validate({**three, "objects": (1, 2)})

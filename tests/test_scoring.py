@@ -56,6 +56,45 @@ def test_intervals_come_from_the_blocks_in_whatever_parts_they_were_added():
     assert whole.result()["blocks"] == 5
 
 
+def test_ground_without_labels_is_no_witness():
+    """One labelled block and nine without a label: certain of nothing, instead of an interval without width."""
+    alone, among = Scorer("abc", (1,)), Scorer("abc", (1,))
+    labels, predictions = blobs(0)
+    for scorer in (alone, among):
+        scorer.add(labels, predictions, block="labelled")
+    for other in range(9):
+        among.add(np.full_like(labels, 255), predictions, block=str(other))
+    assert among.result() == alone.result()
+    assert among.result()["blocks"] == 1
+    assert among.result()["intervals"]["mean_iou"] is None
+    assert set(among.result()["intervals"]["boundary_f1"].values()) == {None}
+
+
+def test_two_labelled_blocks_have_the_same_interval_whatever_unlabelled_ones_lie_around():
+    bare, among = Scorer("abc", (1,)), Scorer("abc", (1,))
+    for seed in range(6):
+        labels, predictions = blobs(seed // 2)
+        for scorer in (bare, among):
+            if seed % 2 == 0:
+                scorer.add(labels, predictions, block=str(seed))
+        among.add(np.full_like(labels, 255), predictions, block=f"unlabelled {seed}")
+    assert among.result() == bare.result()
+    assert bare.result()["intervals"]["mean_iou"] is not None
+
+
+def test_a_class_of_one_block_alone_has_no_interval_others_have():
+    """The third class is in one block, there and predicted; every draw without that block knows nothing of it."""
+    scorer = Scorer(("ground", "house", "pool"))
+    scorer.add(draw("0011 0111 0022"), draw("0011 0011 0012"), block="a")
+    scorer.add(draw("0011 0011 0000"), draw("0011 0001 0000"), block="b")
+    ends = scorer.result()["intervals"]
+    for score in ("iou", "boundary_f1"):
+        assert ends[score]["pool"] is None
+        assert ends[score]["house"] is not None
+    scorer.add(draw("0000"), draw("0002"), block="c")
+    assert scorer.result()["intervals"]["iou"]["pool"] == [0, 0.5]
+
+
 def test_one_image_may_hold_several_blocks():
     labels, predictions = blobs(0)
     halves = [("left", (slice(None), slice(0, 30))), ("right", (slice(None), slice(30, None)))]
@@ -105,13 +144,26 @@ def test_given_objects_count_instead_of_components():
 
 
 def test_an_object_is_of_the_class_of_most_of_its_pixels():
-    labels = draw("1113.222 1113.222 33......")
-    ids = draw("1111.222 1111.222 33......")
-    scorer = Scorer(("ground", "car", "house", "edge"), objects=(1, 2), boundary=3)
-    scorer.add(labels, labels, block="a", objects=ids)
+    labels, ids = draw("1112.222 1112.222"), draw("1111.222 1111.222")
+    scorer = Scorer(("ground", "car", "house"), objects=(1, 2))
+    scorer.add(labels, draw("1111.222 1111.222"), block="a", objects=ids)
     objects = scorer.result()["objects"]
-    assert (objects["car"]["tp"], objects["car"]["fn"]) == (1, 1)  # object 3 is all boundary: of the first class
+    assert (objects["car"]["tp"], objects["car"]["fn"], objects["car"]["fp"]) == (1, 0, 0)
     assert (objects["house"]["tp"], objects["house"]["fn"], objects["house"]["fp"]) == (1, 0, 0)
+
+
+def test_an_object_that_is_all_boundary_is_of_the_class_that_it_parts():
+    labels, ids = draw("1113.111 1113.111 ........ 33......"), draw("1111.222 1111.222 ........ 33......")
+    scorer = Scorer(("ground", "house", "car", "edge"), objects=(1,), boundary=3)
+    scorer.add(labels, labels, block="a", objects=ids)
+    house = scorer.result()["objects"]["house"]
+    assert (house["tp"], house["fn"]) == (2, 1)
+
+
+def test_one_boundary_cannot_part_the_objects_of_two_classes():
+    """Whose rim is it? A class that is predicted perfectly would lose by what the other one's rim lacks."""
+    with pytest.raises(ValueError, match=r"objects \(1, 2\), boundary 3: a boundary parts the objects of one class"):
+        Scorer(("ground", "car", "house", "edge"), objects=(1, 2), boundary=3)
 
 
 def test_objects_of_a_class_that_is_not_counted_are_left_out():
