@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from drawn_chips import draw_chips
 
 from models.bundle import open_bundle
@@ -32,12 +33,13 @@ def steps(out):
     return log.read_text().count('"loss"') if log.exists() else 0
 
 
+@pytest.mark.timeout(600)  # three processes that import torch, perhaps beside others
 def test_a_training_that_was_killed_at_any_step_ends_with_the_weights_of_an_unbroken_one(tmp_path):
     chips, killed, unbroken = draw_chips(tmp_path / "chips.zarr"), tmp_path / "killed", tmp_path / "unbroken"
     at = random.randrange(6, 28)
     process, other = begin(chips, killed), begin(chips, unbroken)
     while steps(killed) < at and process.poll() is None:
-        time.sleep(0.002)
+        time.sleep(0.01)
     process.kill()
     assert process.wait() == -signal.SIGKILL, f"it ended before step {at}"
     assert (killed / "training.ckpt").exists()

@@ -15,7 +15,7 @@ from models.journal import Log
 from models.spread import spread
 from models.train import fit, make_fabric, train
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 SMALL = {"width": 0.25, "decoder_channels": (8, 8, 8, 8, 8), "steps": 4, "batch": 4, "crop": 32, "threads": 1}
 
 
