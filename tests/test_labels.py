@@ -15,6 +15,7 @@ from models.spec import Class
 from pipeline.errors import LabelError, SceneError
 from pipeline.georef import Georef
 from pipeline.grid import Window
+from pipeline.labelforms.polygons import bent
 from pipeline.labels import (
     find_labels,
     label_files,
@@ -61,6 +62,40 @@ def test_polygons_of_another_crs_mark_the_pixels_whose_centres_they_hold(tmp_pat
     assert np.array_equal(labels.read(WHOLE), expected)
     part = Window(7, 13, 30, 40)
     assert np.array_equal(labels.read(part), expected[part.slices])
+
+
+def sparse_scene(path, edge, transform):
+    """A scene that is large and holds nothing."""
+    profile = {"driver": "GTiff", "count": 1, "dtype": "uint8", "tiled": True, "SPARSE_OK": True}
+    with rasterio.open(path, "w", height=edge, width=edge, crs="EPSG:32633", transform=transform, **profile):
+        pass
+    return open_scene(SceneAddress(str(path)))
+
+
+@pytest.mark.parametrize(("west", "east"), [(15.2, 16.1), (9, 30)])
+def test_long_edges_of_another_crs_are_as_bent_as_they_are_on_the_ground(tmp_path, west, east):
+    """A box of four corners in degrees over a whole Sentinel-2 tile, and one from country to country."""
+    transform = Affine(10, 0, 500000, 0, -10, 5300040)
+    scene = sparse_scene(tmp_path / "large.tif", 10980, transform)
+    box = {"type": "Polygon", "coordinates": [[[west, 47], [east, 47], [east, 47.7], [west, 47.7], [west, 47]]]}
+    labels = open_labels(write_polygons(tmp_path / "l.geojson", [box]), scene, ("ground", "roof"))
+    to_degrees = pyproj.Transformer.from_crs("EPSG:32633", "EPSG:4326", always_xy=True)
+    for col in (1600, 4000, 6000, 8000):
+        got = labels.read(Window(0, col, 10980, 1))[:, 0]
+        x, y = transform @ (np.full(10980, col + 0.5), np.arange(10980) + 0.5)
+        lon, lat = to_degrees.transform(x, y)
+        expected = (lon > west) & (lon < east) & (lat > 47) & (lat < 47.7)
+        assert 7000 < expected.sum() < 8000
+        assert (got != expected).sum() <= 2
+
+
+def test_shapes_are_cut_no_finer_than_they_must_be():
+    shapes = np.array([shapely.box(15, 47, 16, 48), shapely.box(15, 47, 15.001, 47.001), shapely.box(0, 0, 0, 0)])
+    to_scene = pyproj.Transformer.from_crs("EPSG:4326", "EPSG:32633", always_xy=True)
+    assert shapely.get_num_coordinates(bent(shapes, to_scene, 1.0)).tolist() == [49, 5, 5]
+    assert shapely.get_num_coordinates(bent(shapes, to_scene, 1e-9))[0] <= 100_010
+    same = pyproj.Transformer.from_crs("EPSG:32633", "EPSG:32633", always_xy=True)
+    assert shapely.equals(bent(shapes, same, 1e-9), shapes).all()
 
 
 def test_a_field_gives_the_class_by_name_or_id_and_later_polygons_lie_on_top(tmp_path, scene):

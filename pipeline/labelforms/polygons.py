@@ -17,6 +17,13 @@ from pipeline.labelforms.base import IGNORE, Labels, Labels8, Objects
 from pipeline.labelforms.vectors import VectorFile
 from pipeline.scene import Scene
 
+_BEND = 0.1
+"""Pixels by which an edge that is straight in the polygons' CRS may be off in the scene's."""
+_STRAIGHT = 1e-6
+"""Pieces of an edge that is straight in both."""
+_MOST_VERTICES = 100_000
+"""Most vertices that one shape is cut into."""
+
 
 @dataclass(frozen=True)
 class PolygonLabels:
@@ -102,10 +109,53 @@ def placed(vectors: VectorFile, scene: Scene) -> NDArray[np.object_]:
         to_scene = pyproj.Transformer.from_crs(vectors.crs or scene.georef.crs, scene.georef.crs, always_xy=True)
     except pyproj.exceptions.ProjError as error:
         raise LabelError(f"{vectors.path}: its CRS cannot be turned into that of {name}: {error}") from error
-    shapes = shapely.transform(vectors.shapes, to_scene.transform, interleaved=False)
+    shapes = bent(vectors.shapes, to_scene, _BEND * _pixel(scene.georef))
     lost = ~np.isfinite(shapely.bounds(shapes)).all(-1) if len(shapes) else np.zeros(0, bool)
     shapes[lost] = shapely.Polygon()
     return np.asarray(shapes)
+
+
+def bent(shapes: NDArray[np.object_], to_scene: pyproj.Transformer, most: float) -> NDArray[np.object_]:
+    """Shapes in the other CRS, in which straight edges are curves: cut so short that none is off by more than `most`,
+    in units of that CRS, as long as no shape gets more than about `_MOST_VERTICES` of them.
+    """
+    points, index = shapely.get_coordinates(shapes, return_index=True)
+    starts, ends = points[:-1], points[1:]
+    lengths = np.hypot(*(ends - starts).T)
+    real = (index[1:] == index[:-1]) & (lengths > 0)
+    pieces = np.sqrt(_sagitta(starts, ends, to_scene) / most)  # the sagitta of an edge falls with its length squared
+    wanted = np.full(len(shapes), np.inf)
+    np.minimum.at(wanted, index[1:][real], lengths[real] / np.maximum(pieces[real], _STRAIGHT))
+    least = shapely.length(shapes) / _MOST_VERTICES
+    cut = np.flatnonzero(wanted < shapely.length(shapes))
+    shapes = shapes.copy()
+    shapes[cut] = shapely.segmentize(shapes[cut], np.maximum(wanted, least)[cut])
+    return np.asarray(shapely.transform(shapes, to_scene.transform, interleaved=False))
+
+
+def _sagitta(
+    starts: NDArray[np.float64], ends: NDArray[np.float64], to_scene: pyproj.Transformer
+) -> NDArray[np.float64]:
+    """How far (N,) each edge, straight in its own CRS, leaves the straight line in the other; 0 where it has no place.
+
+    Looked at in three places: an edge may cross its chord in the middle.
+    """
+    a, b = (np.stack(to_scene.transform(*ends_.T), 1) for ends_ in (starts, ends))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        across = np.stack([a[:, 1] - b[:, 1], b[:, 0] - a[:, 0]], 1)
+        across /= np.hypot(*across.T)[:, None]
+        off = np.zeros(len(starts))
+        for share in (0.25, 0.5, 0.75):
+            at = np.stack(to_scene.transform(*(starts + share * (ends - starts)).T), 1)
+            off = np.fmax(off, np.abs(((at - a) * across).sum(1)))
+    return np.where(np.isfinite(off), off, 0)
+
+
+def _pixel(georef: Georef) -> float:
+    """Shorter edge of a pixel, in units of the CRS."""
+    assert georef.transform is not None  # noqa: S101 - checked before
+    a, b, _, d, e, _ = georef.transform
+    return min(float(np.hypot(a, d)), float(np.hypot(b, e)))
 
 
 def _near(shapes: NDArray[np.object_], bounds: tuple[float, float, float, float]) -> bool:
