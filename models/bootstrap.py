@@ -70,17 +70,17 @@ def intervals(
         level: share of the draws between the two ends.
         seed: decides the draws.
     """
-    counts = np.asarray(counts, np.float64)
-    counts = counts[_counted(counts)]
-    few = _tellers(statistic(counts)) < 2
+    floats = np.asarray(counts, np.float64)
+    floats = floats[_counted(floats)]
+    few = _tellers(statistic(floats)) < 2
     if few.all():
         return np.full((2, *few.shape), np.nan)
-    return np.where(few, np.nan, _between(statistic(drawn(counts, draws, seed)), level))
+    return np.where(few, np.nan, _between(statistic(drawn(floats, draws, seed)), level))
 
 
 def _counted(counts: Floats) -> NDArray[np.bool_]:
     """(B,): blocks with a count."""
-    return np.asarray(counts != 0).any(axis=tuple(range(1, counts.ndim)))
+    return np.asarray((counts != 0).any(axis=tuple(range(1, counts.ndim))))
 
 
 def _tellers(values: Floats) -> NDArray[np.int64]:
