@@ -261,8 +261,8 @@ def _scene_chips(
 ) -> "ChipsSummary":
     from pipeline.chips import write_chips
     from pipeline.labelcheck import check_labels
-    from pipeline.labels import labelled
-    from pipeline.split import read_split
+    from pipeline.labels import labelled, list_images
+    from pipeline.split import check_scenes, read_split
 
     if labels is None:
         raise UsageError("--labels is missing: name the file or the folder of the scenes' labels")
@@ -270,6 +270,8 @@ def _scene_chips(
         raise UsageError("--class is missing: name each class, 0 first, as in --class background --class building")
     with readable(options.split, "--split"):
         split = read_split(options.split) if options.split else None
+    if split:
+        check_scenes(split, [image.stem for image in list_images(images)])
     classes, bands = options.legend()[0], numbers(options.bands, "--bands", least=1)
     report = check_labels(
         images,
@@ -306,7 +308,7 @@ def _image_chips(images: Path, labels: Path | None, folder: Path, options: Train
 
     if labels is not None:
         existing(labels, "--labels")
-    examples = list_examples(images, labels, seed=options.seed)
+    examples = list_examples(images, labels)
     return write_image_chips(
         examples,
         folder / "chips.zarr",

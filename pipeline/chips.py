@@ -140,11 +140,12 @@ def write_chips(
     taken, drawn with `seed`. Chips of scenes that have not changed stay untouched. A killed call leaves the chips that
     were there.
 
-    Ground is split as the chips that are there say, so that it never moves, else as `ground` says; `sealed` is its
-    share that only the gate reads. Pixels of a chip whose ground is of another split than its middle have no label.
+    Ground is split as the chips that are there say, and a call that asks for something else is refused, so that ground
+    never moves; else as `ground` says. `sealed` is its share that only the gate reads. Pixels of a chip whose ground is
+    of another split than its middle have no label.
 
     Raises:
-        LabelError: labels missing, elsewhere, or of unknown classes; ground that was sealed would be no longer.
+        LabelError: labels missing, elsewhere, or of unknown classes; ground would move from one split to another.
         SceneError: scenes that differ in bands or type, or have one name.
     """
     check_classes(classes)
@@ -267,14 +268,10 @@ def _ground(
     old: Mapping[str, Any] | None, sources: Sequence[_Source], given: Ground | None, sealed: float | None
 ) -> Ground:
     there = None if old is None else Ground.from_json(old["ground"])
-    ground = given or there or Ground()
+    wanted = given or there or Ground()
     if sealed is not None:
-        ground = replace(ground, sealed=sealed)
-    if there is not None and ground.sealed < there.sealed:
-        raise LabelError(
-            f"{there.sealed:g} of the ground was sealed, now {ground.sealed:g} would be: "
-            "what the gate reads must never be trained on; choose another folder"
-        )
+        wanted = replace(wanted, sealed=sealed)
+    ground = wanted if there is None else there.unmoved(wanted)
     sizes = [source.georef.resolution(*source.shape) for source in sources if places_on_earth(source.georef)]
     return ground.on_earth(sizes)
 

@@ -39,15 +39,15 @@ class Example:
     """`train`, `val` or `sealed`."""
 
 
-def list_examples(folder: Path, table: Path | None = None, *, seed: int = 0) -> list[Example]:
+def list_examples(folder: Path, table: Path | None = None) -> list[Example]:
     """All images of a folder with their classes, by name: from a table, else from the folders that they lie in.
 
-    Images without a split are split by a hash of their name and `seed`.
+    Images without a split are split by a hash of their name: they never move, whatever a training's seed.
 
     Raises:
         LabelError: there are none, a class is missing, or the table is none.
     """
-    ground = Ground(seed=seed)
+    ground = Ground()
     rows = _from_folders(folder) if table is None else _from_table(table)
     examples = [Example(folder / name, name, label, split or ground.split(name)) for name, label, split in rows]
     if not examples:
@@ -105,7 +105,7 @@ def write_image_chips(
                 "boundary": None,
                 "seed": seed,
                 "resolution": resolution_range(reader.resolutions),
-                "ground": Ground(seed=seed).to_json(),
+                "ground": Ground().to_json(),
                 "scenes": {},
             }
         )

@@ -33,6 +33,8 @@ _EARTH = "EPSG:6933"
 latitudes."""
 _NET = 17
 """Points a side between which a chip's place on the Earth is interpolated: exact to a thousandth of a pixel."""
+_NAMED = 3
+"""Most scenes that an error names."""
 _NOWHERE = -(2**31)
 """Number of the cell of pixels that have no place on the Earth."""
 
@@ -75,6 +77,22 @@ class Ground:
         if self.edge is not None or not known:
             return self
         return replace(self, edge=2.0 ** round(math.log2(self.pixels * median(known))))
+
+    def unmoved(self, wanted: Self) -> Self:
+        """Itself, where `wanted` moves no ground.
+
+        Raises:
+            LabelError: it would. What the gate reads must never have been trained on, nor be trained on later.
+        """
+        pairs = [(name, value, getattr(wanted, name)) for name, value in asdict(self).items()]
+        moved = [pair for pair in pairs if pair[1] != pair[2] and not (pair[0] == "edge" and None in pair)]
+        if moved:
+            name, old, new = moved[0]
+            raise LabelError(
+                f"the chips that are there split the ground with {name} {old:g}, now {new:g} is asked for: "
+                "ground never moves from one split to another; choose another folder"
+            )
+        return self if self.edge is not None else replace(self, edge=wanted.edge)
 
     def to_json(self) -> dict[str, Any]:
         """For the attributes of chips."""
@@ -195,19 +213,44 @@ def read_split(table: Path) -> dict[str, str]:
     """Split of each scene from a CSV with the columns `scene` (a file's stem) and `split`.
 
     Raises:
-        LabelError: it lacks a column, or says something else than `train`, `val` or `sealed`.
+        LabelError: it lacks a column, has a scene twice, or says something else than `train`, `val` or `sealed`.
     """
     with table.open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     if not rows or not {"scene", "split"} <= rows[0].keys():
         raise LabelError(f"{table} needs the columns scene and split")
+    names = [row["scene"] for row in rows]
+    if len(set(names)) < len(names):
+        raise LabelError(f"{table} has the scene {next(n for n in names if names.count(n) > 1)} twice: take a line out")
+    wrong = [row for row in rows if row["split"] not in SPLITS]
+    if wrong:
+        raise LabelError(_no_split(wrong[0]["scene"], wrong[0]["split"]))
     return {row["scene"]: row["split"] for row in rows}
+
+
+def check_scenes(table: Mapping[str, str], scenes: Iterable[str]) -> None:
+    """Every row of a table of splits is that of a scene, or ground that it should seal would silently be trained on.
+
+    Raises:
+        LabelError: some name none of `scenes`.
+    """
+    unknown = sorted(table.keys() - set(scenes))
+    if unknown:
+        more = f" and {len(unknown) - _NAMED} more" * (len(unknown) > _NAMED)
+        raise LabelError(
+            f"the split names {', '.join(unknown[:_NAMED])}{more}, which no image is called: "
+            "correct the name, or take the line out"
+        )
+
+
+def _no_split(name: str, said: str | None) -> str:
+    return f"the split says {said!r} for the scene {name}: allowed are {', '.join(SPLITS)}"
 
 
 def fixed_split(name: str, table: Mapping[str, str] | None = None) -> str | None:
     """The split that a table, else the name's end, gives all of a scene; None: its ground decides."""
     if table is not None and name in table:
         if table[name] not in SPLITS:
-            raise LabelError(f"the split says {table[name]!r} for the scene {name}: allowed are {', '.join(SPLITS)}")
+            raise LabelError(_no_split(name, table[name]))
         return table[name]
     return next((split for split in SPLITS if name.endswith(f"-{split}")), None)

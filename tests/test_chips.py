@@ -1,5 +1,6 @@
 import csv
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -231,8 +232,22 @@ def test_what_was_sealed_stays_sealed(tmp_path):
     write_chips([image], tmp_path / "in", out, classes=CLASSES, size=64, sealed=0.3)
     write_chips([image], tmp_path / "in", out, classes=CLASSES, size=64)
     assert recorded_ground(out) == Ground(edge=1024, sealed=0.3)
-    with pytest.raises(LabelError, match=r"0.3 of the ground was sealed, now 0.1 would be"):
-        write_chips([image], tmp_path / "in", out, classes=CLASSES, size=64, sealed=0.1)
+    for sealed in (0.1, 0.4):
+        with pytest.raises(LabelError, match=rf"ground with sealed 0\.3, now {sealed} is asked for: .*another folder"):
+            write_chips([image], tmp_path / "in", out, classes=CLASSES, size=64, sealed=sealed)
+
+
+def test_ground_that_is_split_is_not_split_anew(tmp_path):
+    image, _ = draw(tmp_path / "in", "a")
+    out, ground = tmp_path / "chips.zarr", Ground(edge=16.0, val=0.5, seed=3)
+    write_chips([image], tmp_path / "in", out, classes=CLASSES, size=64, ground=ground)
+    for same in (ground, replace(ground, edge=None), None):
+        write_chips([image], tmp_path / "in", out, classes=CLASSES, size=64, ground=same)
+        assert recorded_ground(out) == ground
+    for moved in ({"edge": 32.0}, {"val": 0.2}, {"seed": 0}, {"pixels": 512}):
+        (name,) = moved
+        with pytest.raises(LabelError, match=f"split the ground with {name} "):
+            write_chips([image], tmp_path / "in", out, classes=CLASSES, ground=replace(ground, **moved))
 
 
 def test_labels_never_lie_on_both_sides_of_a_split(tmp_path):

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import rasterio
+import zarr
 from drawn_scenes import noise, write_tiff
 from PIL import Image
 
@@ -83,3 +84,15 @@ def test_what_does_not_go_together_is_one_line(widefield, trays, tmp_path, argum
     assert says in err
     assert err.splitlines()[-1].startswith("widefield: ")
     assert "Traceback" not in err
+
+
+def test_another_seed_moves_no_image_between_train_and_val(widefield, trays, tmp_path):
+    (trays / "train").rename(tmp_path / "kinds")
+    split = []
+    for seed in ("0", "1"):
+        arguments = ("--images", tmp_path / "kinds", "--out", tmp_path / seed, "--seed", seed)
+        widefield("train", "--task", "classify", *arguments, *SMALL)
+        chips = zarr.open_group(tmp_path / seed / "chips.zarr", mode="r").attrs
+        split.append([(chip["scene"], chip["split"]) for chip in chips["chips"]])
+        assert chips["ground"]["seed"] == 0
+    assert split[0] == split[1]

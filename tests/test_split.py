@@ -2,13 +2,15 @@ import numpy as np
 import pyproj
 import pytest
 from affine import Affine
+from drawn_scenes import noise, write_tiff
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flows.training import TrainOptions, make_chips
 from pipeline.errors import LabelError
 from pipeline.georef import Georef
 from pipeline.grid import Window
-from pipeline.split import Ground, Splitter, fixed_split, read_split
+from pipeline.split import Ground, Splitter, check_scenes, fixed_split, read_split
 
 NOWHERE = Georef(None, None)
 
@@ -105,10 +107,29 @@ def test_what_is_given_rules_then_the_name_then_the_ground(tmp_path):
         fixed_split("a", {"a": "test"})
     (tmp_path / "split.csv").write_text("scene,split\na,train\nb,sealed\n")
     assert read_split(tmp_path / "split.csv") == {"a": "train", "b": "sealed"}
+    for rows, says in (("a,test", "'test' for the scene a"), ("a,val\na,train", "has the scene a twice")):
+        (tmp_path / "bad.csv").write_text(f"scene,split\n{rows}\n")
+        with pytest.raises(LabelError, match=says):
+            read_split(tmp_path / "bad.csv")
     splitter = Splitter(Ground(edge=1.0), "a", around(15, 48, 32633), "sealed")
     assert (splitter.split(Window(0, 0, 64, 64)), splitter.kept(Window(0, 0, 64, 64))) == ("sealed", None)
+
+
+def test_a_row_that_names_no_scene_is_an_error():
+    check_scenes({"a": "sealed"}, ["a", "b"])
+    with pytest.raises(LabelError, match="the split names c, d, e and 1 more, which no image is called"):
+        check_scenes(dict.fromkeys("fecda", "sealed"), ["a", "b"])
 
 
 def test_shares_that_leave_nothing_to_train_on_are_refused():
     with pytest.raises(LabelError, match="leave none to train"):
         Ground(val=0.5, sealed=0.5)
+
+
+def test_a_training_refuses_a_table_with_a_name_that_no_image_has(tmp_path):
+    write_tiff(tmp_path / "a.tif", noise(1, 64, 64))
+    write_tiff(tmp_path / "a-labels.tif", np.eye(64, dtype=np.uint8)[None])
+    (tmp_path / "split.csv").write_text("scene,split\na,train\nA,sealed\n")
+    options = TrainOptions(classes=["x", "y"], split=tmp_path / "split.csv")
+    with pytest.raises(LabelError, match="the split names A, which no image is called"):
+        make_chips(tmp_path, tmp_path, tmp_path / "out", options)
