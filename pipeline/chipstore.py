@@ -141,7 +141,7 @@ class SlotWriter:
             self._next += 1
         slot = self._next
         self._next += 1
-        if slot >= self._arrays["pixels"].shape[0]:
+        if slot >= min(array.shape[0] for array in self._arrays.values()):  # a killed writer may leave them unequal
             self._resize(max(64, slot * 2))
         return slot
 

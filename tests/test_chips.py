@@ -151,6 +151,19 @@ def test_a_killed_rewrite_leaves_the_chips_that_were_there(tmp_path, monkeypatch
     assert content(out) == content(tmp_path / "fresh.zarr")
 
 
+def test_arrays_that_a_killed_writer_left_unequal_are_made_equal(tmp_path):
+    image, _ = draw(tmp_path / "in", "a-train")
+    out = tmp_path / "chips.zarr"
+    write_chips([image], tmp_path / "in", out, classes=CLASSES, size=64)
+    pixels = zarr.open_group(out)["pixels"]
+    pixels.resize((64, *pixels.shape[1:]))
+    draw(tmp_path / "in", "a-train", seed=3)
+    write_chips([image], tmp_path / "in", out, classes=CLASSES, size=64)
+    write_chips([image], tmp_path / "in", tmp_path / "fresh.zarr", classes=CLASSES, size=64)
+    assert content(out) == content(tmp_path / "fresh.zarr")
+    assert len({array.shape[0] for _, array in zarr.open_group(out).arrays()}) == 1
+
+
 def test_another_origin_is_told_without_rewriting_a_chip(tmp_path):
     image, _ = draw(tmp_path / "in", "a-train")
     out = tmp_path / "chips.zarr"
