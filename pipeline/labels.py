@@ -7,6 +7,7 @@
 origins.csv                                                        who made them
 """
 
+import functools
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -194,11 +195,21 @@ def label_fingerprint(path: Path, name: str | None = None) -> str:
     digest = hashlib.sha256()
     try:
         for file in label_files(path, name):
-            content = hashlib.sha256(file.read_bytes()).digest()
+            facts = file.stat()
+            content = _content(file, (facts.st_ino, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_size))
             digest.update(f"{file.suffix}\0".encode() + content)
     except OSError as error:
         raise LabelError(f"{error.filename or path} cannot be read: {error.strerror}") from error
     return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=2**17)
+def _content(file: Path, _: tuple[int, ...]) -> bytes:
+    """SHA-256 of a file, read once while it is the same: one may be that of many scenes, and somebody may look again
+    and again.
+    """
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def _own_files(path: Path) -> Iterator[Path]:

@@ -5,7 +5,7 @@ The fingerprint is what a retraining answers to: the registry holds an outcome f
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,9 +60,15 @@ def survey(images: Path, labels: Path) -> LabelSet:
     for pair in pairs:
         scene = fingerprint(SceneAddress(str(pair.image.absolute())))
         content.update(f"{pair.name}\0{scene}\0{digests[pair.name]}\0{_origin(pair)}\n".encode())
-    files = [file for pair in pairs for file in (pair.image, *label_files(pair.labels, pair.name))]
-    age = min((abs(time.time() - file.stat().st_mtime) for file in files), default=float("inf"))
-    return LabelSet(tuple(pairs), tuple(unlabelled), digests, content.hexdigest(), age)
+    return LabelSet(tuple(pairs), tuple(unlabelled), digests, content.hexdigest(), _age(pairs))
+
+
+def _age(pairs: Sequence[Labelled]) -> float:
+    try:
+        files = {file for pair in pairs for file in (pair.image, *label_files(pair.labels, pair.name))}
+        return min((abs(time.time() - file.stat().st_mtime) for file in files), default=float("inf"))
+    except OSError as error:
+        raise LabelError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
 def _origin(pair: Labelled) -> str:

@@ -1,5 +1,7 @@
+import hashlib
 import os
 import time
+from pathlib import Path
 
 import pytest
 from drawn_archive import NAMES, draw_scene
@@ -54,3 +56,28 @@ def test_the_age_is_that_of_the_youngest_file(folders):
 def test_a_missing_folder_is_an_error_that_names_it(folders, tmp_path):
     with pytest.raises(LabelError, match="nowhere: no such"):
         survey(folders[0], tmp_path / "nowhere")
+
+
+def test_a_file_that_goes_away_meanwhile_is_an_error_that_names_it(folders, monkeypatch):
+    monkeypatch.setattr("pipeline.labelset.label_files", lambda *_: [folders[1] / "gone.tif"])
+    with pytest.raises(LabelError, match=r"gone\.tif cannot be read: No such file"):
+        survey(*folders)
+
+
+def test_one_file_of_all_scenes_is_read_once_and_then_when_it_has_changed(folders, tmp_path, monkeypatch):
+    read, hashed = hashlib.file_digest, []
+
+    def counted(stream, kind):
+        hashed.append(Path(stream.name).name)
+        return read(stream, kind)
+
+    monkeypatch.setattr("hashlib.file_digest", counted)
+    labels = tmp_path / "all.tif"
+    labels.write_bytes(b"one")
+    one = survey(folders[0], labels)
+    assert (survey(folders[0], labels).fingerprint, hashed.count("all.tif")) == (one.fingerprint, 1)
+    before = labels.stat()
+    labels.write_bytes(b"two")
+    os.utime(labels, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert survey(folders[0], labels).fingerprint != one.fingerprint
+    assert hashed.count("all.tif") == 2
