@@ -2,6 +2,8 @@ import json
 
 import geopandas
 import numpy as np
+import pandas as pd
+import pyogrio
 import pyproj
 import pytest
 import rasterio
@@ -173,6 +175,33 @@ def test_a_class_raster_of_another_resolution_gives_each_pixel_the_class_that_ho
     assert np.array_equal(open_labels(path, scene, CLASSES).read(WHOLE), expected)
 
 
+def test_a_finer_class_raster_is_read_in_pieces_and_gives_the_same(tmp_path, scene, monkeypatch):
+    classes = np.random.default_rng(0).integers(0, 3, (1, 400, 600)).astype(np.uint8)
+    path = write_tiff(tmp_path / "l.tif", classes, transform=UTM @ Affine.scale(0.1))
+    labels = open_labels(path, scene, CLASSES)
+    assert np.array_equal(labels.read(WHOLE), classes[0, 5::10, 5::10])
+    read, sizes = type(labels.raster).read, []
+
+    def counted(raster, window):
+        sizes.append(window.height * window.width)
+        return read(raster, window)
+
+    monkeypatch.setattr("pipeline.labelforms.rasters.MOST_PIXELS", 1000)
+    monkeypatch.setattr(type(labels.raster), "read", counted)
+    assert np.array_equal(labels.read(WHOLE), classes[0, 5::10, 5::10])
+    assert len(sizes) > 100
+    assert max(sizes) <= 1000
+    monkeypatch.setattr("pipeline.labelforms.rasters.MOST_PIXELS", 0)
+    assert np.array_equal(labels.read(WHOLE), classes[0, 5::10, 5::10])
+
+
+@pytest.mark.parametrize("kind", ["int8", "int32", "uint32", "int64", "float32", "float64"])
+def test_a_class_raster_of_another_type_is_refused_with_advice_that_helps(tmp_path, scene, kind):
+    path = write_tiff(tmp_path / "l.tif", np.zeros((1, 40, 60), kind))
+    with pytest.raises(LabelError, match=f"pixels of {kind}, for classes uint8, uint16, int16 are allowed: .*gdalwarp"):
+        open_labels(path, scene, CLASSES)
+
+
 def test_a_class_raster_of_another_crs_is_warped_as_gdal_warps_it(tmp_path, scene):
     classes = np.random.default_rng(0).integers(0, 3, (1, 60, 70)).astype(np.uint8)
     x, y = pyproj.Transformer.from_crs("EPSG:32633", "EPSG:3857", always_xy=True).transform(*(UTM @ (-3, -4)))
@@ -245,6 +274,16 @@ def test_every_vector_format_gives_the_same_labels(tmp_path, scene, suffix):
     write_frame(tmp_path / f"none{suffix}", shapes, kind=["roof", None])
     with pytest.raises(LabelError, match="1 polygon without a class"):
         open_labels(tmp_path / f"none{suffix}", scene, CLASSES, "kind")
+
+
+def test_a_table_without_shapes_is_no_layer_of_polygons(tmp_path, scene):
+    path, table = tmp_path / "l.gpkg", pd.DataFrame({"a": [1, 2]})
+    pyogrio.write_dataframe(table, path, layer="notes", driver="GPKG")
+    with pytest.raises(LabelError, match=r"l\.gpkg has no layer of polygons"):
+        open_labels(path, scene, ("ground", "roof"))
+    write_frame(tmp_path / "both.gpkg", [rectangle(5, 10, 20, 30)])
+    pyogrio.write_dataframe(table, path := tmp_path / "both.gpkg", layer="labels", driver="GPKG", append=True)
+    assert open_labels(path, scene, ("ground", "roof")).read(WHOLE).sum() == 300
 
 
 def test_outside_the_area_of_interest_nothing_is_known(tmp_path, scene):

@@ -1,24 +1,31 @@
 """Class rasters: on the scene's own grid as they are, from any other grid by the nearest pixel."""
 
+import itertools
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyproj
+import rasterio
 from affine import Affine
 from numpy.typing import NDArray
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from pipeline.errors import LabelError
 from pipeline.georef import Georef
 from pipeline.grid import Window
-from pipeline.labelforms.base import IGNORE, Labels8
-from pipeline.scene import Scene, SceneAddress, open_scene
+from pipeline.labelforms.base import IGNORE, TIFF, Labels8
+from pipeline.scene import DTYPES, Scene, SceneAddress, open_scene
 
 GRID_TOLERANCE = 1e-2
 """Share of a pixel by which a label raster may lie off the scene's grid and still be read pixel for pixel."""
 _EDGE_POINTS = 33
 """Points on each side of the net that tells where a scene lies in a raster."""
+MOST_PIXELS = 2**24
+"""Most pixels of a raster of another grid that are read at once."""
+_WHOLE_NUMBERS = tuple(kind for kind in DTYPES if kind != "float32")
 _NAMED = 5
 """Most unknown classes that an error names."""
 
@@ -67,16 +74,26 @@ class WarpedLabels:
         rows, cols = np.meshgrid(
             np.arange(window.row, window.stop_row) + 0.5, np.arange(window.col, window.stop_col) + 0.5, indexing="ij"
         )
-        at = np.floor(self.place(rows, cols))
-        inside = (at >= 0).all(0) & (at[0] < self.raster.height) & (at[1] < self.raster.width)  # False where NaN
-        if inside.any():
-            row, col = at[:, inside].astype(np.int64)
-            top, left = int(row.min()), int(col.min())
-            part = Window(top, left, int(row.max()) - top + 1, int(col.max()) - left + 1)
-            pixels, valid = self.raster.read(part)
-            values, known = pixels[0, row - top, col - left], valid[row - top, col - left]
-            labels[inside] = known_classes(self.path, values, known, self.classes)
+        self._fill(labels, np.floor(self.place(rows, cols)))
         return labels
+
+    def _fill(self, labels: Labels8, at: NDArray[np.float64]) -> None:
+        """Write the classes at the raster's pixels (2, H, W) into `labels` (H, W); in quarters, where the raster is so
+        fine that they would not fit into memory at once.
+        """
+        inside = (at >= 0).all(0) & (at[0] < self.raster.height) & (at[1] < self.raster.width)  # False where NaN
+        if not inside.any():
+            return
+        row, col = at[:, inside].astype(np.int64)
+        top, left = int(row.min()), int(col.min())
+        part = Window(top, left, int(row.max()) - top + 1, int(col.max()) - left + 1)
+        if part.height * part.width > MOST_PIXELS and labels.size > 1:
+            for quarter in _quarters(*labels.shape):
+                self._fill(labels[quarter], at[:, *quarter])
+            return
+        pixels, valid = self.raster.read(part)
+        values, known = pixels[0, row - top, col - left], valid[row - top, col - left]
+        labels[inside] = known_classes(self.path, values, known, self.classes)
 
     def objects(self, _: Window) -> None:
         """A class raster knows no objects."""
@@ -115,6 +132,7 @@ def open_raster(path: Path, scene: Scene, classes: int) -> RasterLabels | Warped
     Raises:
         LabelError: it has no whole numbers, no place while the scene has one, or lies elsewhere.
     """
+    _check_type(path)
     raster = open_scene(SceneAddress(str(path), bands=(1,)))
     try:
         return _fitted(path, raster, scene, classes)
@@ -123,9 +141,36 @@ def open_raster(path: Path, scene: Scene, classes: int) -> RasterLabels | Warped
         raise
 
 
+def _check_type(path: Path) -> None:
+    """Refuse pixels that are no scene's, or no whole numbers, with the way out for classes; what else is wrong with a
+    file is for `open_scene` to say.
+    """
+    if path.suffix.lower() not in TIFF:
+        return
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with rasterio.open(path, driver="GTiff") as file:
+                kind = file.dtypes[0]
+    except RasterioError:
+        return
+    if kind not in _WHOLE_NUMBERS:
+        # gdalwarp and not gdal_translate, which would make class 0 of a nodata of -9999
+        raise LabelError(
+            f"{path} has pixels of {kind}, for classes {', '.join(_WHOLE_NUMBERS)} are allowed: "
+            "convert it with gdalwarp -ot Byte -dstnodata 255"
+        )
+
+
+def _quarters(height: int, width: int) -> list[tuple[slice, slice]]:
+    rows, cols = (
+        (slice(None, height // 2), slice(height // 2, None)),
+        (slice(None, width // 2), slice(width // 2, None)),
+    )
+    return list(itertools.product(rows, cols))
+
+
 def _fitted(path: Path, raster: Scene, scene: Scene, classes: int) -> RasterLabels | WarpedLabels:
-    if raster.dtype == "float32":
-        raise LabelError(f"{path} has pixels of float32: class ids are whole numbers")
     if scene.georef.transform is None and raster.georef.transform is None:
         if (scene.height, scene.width) != (raster.height, raster.width):
             sizes = f"{raster.height} x {raster.width} pixels, the scene {scene.height} x {scene.width}"

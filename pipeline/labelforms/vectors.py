@@ -150,11 +150,11 @@ def class_id(text: str, classes: Sequence[str]) -> int | None:
 
 
 def layers(path: Path) -> list[str]:
-    """Names of the layers of a GeoPackage; none of other files, which have one."""
+    """Names of the layers of a GeoPackage that are no mere tables; none of other files, which have one."""
     if path.suffix.lower() != ".gpkg":
         return []
     try:
-        return [str(name) for name, _ in pyogrio.list_layers(path)]
+        return [str(name) for name, kind in pyogrio.list_layers(path) if kind is not None]
     except pyogrio.errors.DataSourceError as error:
         raise LabelError(f"{path} cannot be read as polygons: {error}") from error
 
@@ -172,6 +172,8 @@ def _read_ogr(path: Path, attribute: str | None, layer: str | None) -> Read:
     layer = layer or _labels_layer(path)
     names = [str(name) for name in pyogrio.read_info(path, layer=layer)["fields"]]
     meta, _, wkb, fields = pyogrio.raw.read(path, layer=layer, columns=_wanted(names, attribute))
+    if wkb is None:
+        raise LabelError(f"{path} has no layer of polygons")
     return meta["crs"], shapely.from_wkb(wkb), dict(zip(map(str, meta["fields"]), fields, strict=True)), names
 
 
