@@ -58,7 +58,7 @@ def item(bundle: Bundle, *, created: datetime | None = None) -> Json:
 
 def _properties(bundle: Bundle, metrics: Json, time: str) -> Json:
     spec, training, parameters = bundle.spec, metrics.get("training", {}), count_parameters(bundle)
-    start = training.get("encoder_from")
+    start = training.get("start") or training.get("encoder_from")
     return {
         "datetime": time,
         "created": time,

@@ -42,6 +42,16 @@ def test_stac_models_own_classes_read_what_we_write(bundle):
     assert (read.pretrained, read.pretrained_source) == (True, "v1.pth")
 
 
+def test_a_model_that_goes_on_from_another_is_pretrained(tmp_path):
+    spec, training = drawn_spec(), {"start": {"name": "champion", "digest": "d" * 64}, "encoder_from": None}
+    folder = tmp_path / "bundle"
+    made = save_bundle(
+        folder, spec, drawn_network(spec), {"training": training}, "# Drawn\n", drawn_crops(), storage="fp32"
+    )
+    told = item(made, created=NOON)["properties"]
+    assert (told["mlm:pretrained"], told["mlm:pretrained_source"]) == (True, "champion")
+
+
 def test_the_item_is_valid_stac(bundle):
     made = item(bundle, created=NOON)
     schemas = {uri: Resource.from_contents(schema) for uri, schema in get_local_schema_cache().items()}
