@@ -43,7 +43,7 @@ from flows.progress import bar
 from flows.registry import registry
 from flows.report import report as write_report
 from flows.show import complain, err, out, rows, say, score_table, summary
-from flows.training import ExampleLabels, Examples, TrainOptions, make_chips, show_confusion
+from flows.training import ExampleLabels, Examples, TrainOptions, make_chips, show_confusion, undisturbed
 from flows.weights import weights
 from pipeline.errors import SceneError, UsageError, WidefieldError
 
@@ -266,8 +266,9 @@ def train(
     _, colors, codes = options.legend()
     config = options.config(folder, card=card, colors=colors, codes=codes)
     make_folder(folder)
-    make_chips(images, labels, folder, options)
-    bundle = fit(config, lambda line: say(json.dumps(line)))
+    with undisturbed(folder):
+        make_chips(images, labels, folder, options)
+        bundle = fit(config, lambda line: say(json.dumps(line)))
     say(f"bundle {bundle.digest[:12]} in {bundle.path}")
     say(f"report {write_report(bundle, config.chips, folder)}")
     if options.task == "classify":

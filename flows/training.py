@@ -1,6 +1,7 @@
 """What `widefield train` may be told, the chips that it makes, and what it says of a classifier."""
 
 import re
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -235,6 +236,20 @@ def _setting(text: str) -> tuple[str, bool | int | str]:
     if value.lower() in {"true", "false"}:
         return name, value.lower() == "true"
     return name, int(value) if value.isdecimal() else value
+
+
+def undisturbed(folder: Path) -> AbstractContextManager[None]:
+    """Hold a training's folder alone: two of them would write into each other's chips, log and checkpoint.
+
+    Raises:
+        UsageError: another training, or a retraining, holds it.
+    """
+    from pipeline.workshop import alone
+
+    def refuse() -> None:
+        raise UsageError(f"another training holds {folder}: wait for it, or choose another --out")
+
+    return alone(folder, refuse)
 
 
 def make_chips(

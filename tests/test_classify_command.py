@@ -7,6 +7,8 @@ import zarr
 from drawn_scenes import noise, write_tiff
 from PIL import Image
 
+from flows.training import undisturbed
+
 SMALL = ("--width", "0.05", "--steps", "2", "--batch", "2", "--warmup", "1", "--chip", "32", "--threads", "1")
 
 
@@ -96,3 +98,12 @@ def test_another_seed_moves_no_image_between_train_and_val(widefield, trays, tmp
         split.append([(chip["scene"], chip["split"]) for chip in chips["chips"]])
         assert chips["ground"]["seed"] == 0
     assert split[0] == split[1]
+
+
+def test_a_second_training_in_the_same_folder_is_refused_at_once(widefield, trays, tmp_path):
+    arguments = ("train", "--task", "classify", "--images", trays, "--out", tmp_path / "model", *SMALL)
+    with undisturbed(tmp_path / "model"):
+        code, _, err = widefield(*arguments)
+        assert (code, "another training holds" in err) == (2, True)
+        assert not (tmp_path / "model" / "chips.zarr").exists()
+    assert widefield(*arguments)[0] == 0
