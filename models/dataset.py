@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.errors import TrainingError
+from models.ground import PLACE, cells
+from models.scoring import Part
 from models.spec import NODATA, Band, ClassName, DType, Value, check_objects
 
 IN_MEMORY = 2 << 30
@@ -48,6 +50,13 @@ class Chip(Value):
     """Sealed chips are for the gate between two models alone: neither training nor choosing sees them."""
     slot: Annotated[int, Field(ge=0)]
     """Where in the arrays it lies."""
+    place: Annotated[str, Field(pattern=PLACE)] | None = None
+    """Of its first pixel on the Earth: two scenes over the same ground agree. None where that is not known."""
+
+    @property
+    def ground(self) -> str:
+        """The place of its first pixel: on the Earth, else in its scene."""
+        return self.place or f"{self.scene}/{self.row}/{self.col}"
 
 
 class ChipScene(Value):
@@ -136,6 +145,10 @@ class Chips:
         """(N, K) labelled pixels of each chip, by class."""
         of = (np.bincount(np.asarray(self.labels[i]).ravel(), minlength=256) for i in range(len(self.header.chips)))
         return np.array([each[: len(self.header.classes)] for each in of], np.int64)
+
+    def cells(self, index: int) -> list[Part]:
+        """The cells of ground that one chip lies on, and where in it."""
+        return list(cells(self.header.chips[index].ground, self.edge, self.edge))
 
     def values(self, index: int) -> NDArray[np.float32]:
         """(C, S, S) of one chip in the bands' unit; whatever is stored where the scene is invalid."""

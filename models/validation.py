@@ -15,8 +15,6 @@ from models.objective import Objective
 from models.scoring import Scorer
 from models.spec import Band
 
-GROUND = 512
-"""Edge of a block of ground, in pixels: intervals are by blocks, since neighbouring pixels tell the same."""
 BATCH_PIXELS = 1 << 22
 """Of one prediction on a GPU; a processor is as fast with one chip at a time, and needs less memory."""
 
@@ -31,7 +29,7 @@ def validate(
 def score(
     model: nn.Module, chips: Chips, bands: tuple[Band, ...], indices: Sequence[int], fabric: Fabric | None = None
 ) -> Scorer:
-    """Counts over the whole chips `indices`: of pixels, or of images. The blocks of ground have 512 pixels an edge."""
+    """Counts over the whole chips `indices`: of pixels by cells of ground, or of images by the cells they begin on."""
     header, objective = chips.header, Objective(chips.header.task)
     scorer = Scorer([c.name for c in header.classes], header.objects, header.boundary)
     batch = max(BATCH_PIXELS // chips.edge**2, 1) if fabric and fabric.device.type == "cuda" else 1
@@ -41,20 +39,15 @@ def score(
         for part, (x, labels) in zip(parts, batches, strict=True):
             predictions, confidence = _predict(model, x, fabric)
             for i, wanted in enumerate(objective.targets(labels).numpy()):
+                cells = chips.cells(part[i])
                 scorer.add(
                     np.atleast_1d(wanted),
                     np.atleast_1d(predictions[i]),
-                    block=block_of(chips, part[i]),
+                    block=cells if wanted.ndim == 2 else cells[0][0],
                     objects=_objects(chips, part[i]),
                     confidence=np.atleast_1d(confidence[i]),
                 )
     return scorer
-
-
-def block_of(chips: Chips, index: int) -> str:
-    """Names the ground that a chip begins on."""
-    chip = chips.header.chips[index]
-    return f"{chip.scene}/{chip.row // GROUND}/{chip.col // GROUND}"
 
 
 def _objects(chips: Chips, index: int) -> NDArray[np.uint16] | None:

@@ -5,7 +5,6 @@ of up to `WINDOW` pixels is a whole one, and of a larger one the objects that a 
 that they are, in truth and prediction alike.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -16,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.bundle import open_bundle
+from models.ground import CELL, cells
 from models.metrics import Counts, confusion, scores
 from models.scoring import Part, Scorer
 from models.spec import NODATA, ModelSpec
 from pipeline import store
 from pipeline.executors import Executor
-from pipeline.georef import Georef
 from pipeline.grid import Window, near_borders
 from pipeline.labels import Labels, find_labels, list_images, open_labels
 from pipeline.outputs import MASK
@@ -30,9 +29,7 @@ from pipeline.schedule import Listener
 from pipeline.segment import SegmentRequest, segment_scene
 
 WINDOW = 2048
-"""Edge of the windows that are compared at once, in pixels; a multiple of `CELL`."""
-CELL = 512
-"""Edge of the squares of ground that intervals are drawn from, in pixels."""
+"""Edge of the windows that are compared at once, in pixels."""
 REACH = 16
 """Pixels on either side of a core's border that count as near it."""
 
@@ -157,21 +154,8 @@ def _confidence(mask: Path, window: Window) -> NDArray[np.float32]:
 
 
 def _cells(scene: Scene, window: Window) -> list[Part]:
-    """The cells of ground in a window, by name."""
-    return [
-        (_ground(scene.georef, cell) or f"{scene.address.path}:{cell.row}:{cell.col}", cell.relative_to(window).slices)
-        for cell in _windows(window, CELL)
-    ]
-
-
-def _ground(georef: Georef, cell: Window) -> str | None:
-    """Where the cell of an affine scene lies, on a lattice of such cells over its CRS; scenes of the same ground agree.
-
-    So that what two scenes show of one place is drawn together: they are no two witnesses.
+    """The cells of ground in a window, by name. What two scenes show of one place is drawn together: they are no two
+    witnesses.
     """
-    if georef.crs is None or georef.transform is None:
-        return None
-    a, b, _, d, e, _ = georef.transform
-    x, y = georef.coordinates(cell.row + CELL / 2, cell.col + CELL / 2)
-    across, down = CELL * math.hypot(a, d), CELL * math.hypot(b, e)
-    return f"{georef.crs}:{across:.6g}:{math.floor(x / across)}:{math.floor(y / down)}"
+    place = scene.georef.place(window.row, window.col) or f"{scene.address.path}/{window.row}/{window.col}"
+    return list(cells(place, window.height, window.width, CELL))

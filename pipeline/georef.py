@@ -1,6 +1,7 @@
 """Where a scene's pixels lie on the ground. `x` and `y` exist in this module alone; everywhere else rows come first."""
 
 import functools
+import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -101,6 +102,20 @@ class Georef:
         """
         a, b, c, d, e, f = self.transform or (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
         return a * cols + b * rows + c, d * cols + e * rows + f
+
+    def place(self, row: int, col: int) -> str | None:
+        """`LATTICE/ROW/COL` of a pixel on the lattice of all pixels of this size and turn in this CRS; None without an
+        affine map in a CRS.
+
+        Scenes of one lattice agree about the same ground, to the pixel.
+        """
+        if self.crs is None or self.transform is None:
+            return None
+        a, b, _, d, e, _ = self.transform
+        x, y = self.coordinates(row, col)
+        down, across = round((a * y - d * x) / (a * e - b * d)), round((e * x - b * y) / (a * e - b * d))
+        lattice = " ".join([self.crs, *(f"{value + 0.0:.6g}" for value in (a, b, d, e))])  # no -0
+        return f"{hashlib.sha256(lattice.encode()).hexdigest()[:12]}/{down}/{across}"
 
     def bounds(self, height: int, width: int) -> tuple[float, float, float, float] | None:
         """`(left, bottom, right, top)` by the affine map of a scene of `height` x `width` pixels, in the CRS."""

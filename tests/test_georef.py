@@ -108,3 +108,23 @@ def test_attributes_follow_the_conventions():
 def test_a_transform_that_is_no_map_is_refused(transform):
     with pytest.raises(ValueError, match="not finite or squeezes"):
         Georef(None, transform)
+
+
+@pytest.mark.parametrize("turn", [(0.5, 0, 0, -0.5), (10, 0, 0, 10), (3, 4, 4, -3)])
+def test_scenes_of_one_lattice_agree_about_the_place_of_a_pixel(turn):
+    """A scene that begins 700 rows down and 300 columns left of another one's first pixel."""
+    a, b, d, e = turn
+    one = Georef("EPSG:32633", (a, b, 500000, d, e, 4600000))
+    other = Georef("EPSG:32633", (a, b, 500000 - 300 * a + 700 * b, d, e, 4600000 - 300 * d + 700 * e))
+    assert one.place(710, 20) == other.place(10, 320)
+    lattice, row, col = one.place(0, 0).rsplit("/", 2)
+    assert one.place(5, 9) == f"{lattice}/{int(row) + 5}/{int(col) + 9}"
+
+
+def test_a_place_is_of_one_crs_and_one_size_of_pixels():
+    transforms = [(0.5, 0, 5, 0, -0.5, 5), (0.5, 0, 5, -0.0, -0.5, 5), (0.6, 0, 5, 0, -0.5, 5)]
+    one, same, larger = (Georef("EPSG:32633", transform).place(0, 0) for transform in transforms)
+    assert one == same
+    assert one.split("/")[0] != larger.split("/")[0]
+    assert one != Georef("EPSG:32634", transforms[0]).place(0, 0)
+    assert Georef(None, transforms[0]).place(0, 0) is Georef("EPSG:32633", None).place(0, 0) is None
