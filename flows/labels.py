@@ -12,7 +12,7 @@ from flows.options import Attribute, existing, numbers
 from flows.show import area, err, out, plain, say
 
 if TYPE_CHECKING:
-    from pipeline.labelcheck import LabelReport
+    from pipeline.labelreport import LabelReport
 
 Boundary = Annotated[
     str | None,

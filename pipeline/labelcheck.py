@@ -2,111 +2,27 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
-import shapely
 
 from pipeline.chips import unlike
 from pipeline.errors import LabelError, SceneError
 from pipeline.grid import Window
 from pipeline.labelforms.base import IGNORE, RASTERS, VECTORS, Labels
 from pipeline.labelforms.objects import PartedLabels
-from pipeline.labelforms.polygons import WithinArea, open_polygons
+from pipeline.labelforms.polygons import WithinArea
 from pipeline.labelforms.rasters import WarpedLabels, misalignment
-from pipeline.labelforms.vectors import read_vectors
+from pipeline.labelreport import EVERYWHERE, ClassTotal, LabelReport, Problem, SceneLabels
 from pipeline.labels import find_labels, list_images, open_labels, origin_of, subject_of
 from pipeline.legend import check_classes, object_ids
+from pipeline.polygoncheck import PolygonChecks
 from pipeline.scene import Scene, SceneAddress, open_scene
 from pipeline.statistics import class_sums
 
-EVERYWHERE = ""
-"""The place of a problem of the whole set."""
 _WINDOW = 2048
 """Edge of the squares in which labels are read, in pixels."""
-_NAMED = 3
-"""Most features that a problem names."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing to look at."""
-
-    level: Literal["error", "warning"]
-    """Training refuses errors."""
-    scene: str
-    """`EVERYWHERE` for the whole set."""
-    what: str
-
-    def line(self) -> str:
-        """For people."""
-        return f"{self.level}: {self.scene}: {self.what}" if self.scene else f"{self.level}: {self.what}"
-
-
-@dataclass(frozen=True)
-class ClassTotal:
-    """What there is of one class."""
-
-    id: int
-    name: str
-    pixels: int
-    area_m2: float | None
-    """Over the scenes whose pixels have a known size; None: there is no such scene."""
-    objects: int | None
-    """None where labels know no objects."""
-    scenes: tuple[str, ...]
-    """Those in which it occurs, by name."""
-
-
-@dataclass(frozen=True)
-class SceneLabels:
-    """What there is of one scene."""
-
-    name: str
-    labels: str
-    origin: str
-    pixels: dict[str, int]
-    """By class; classes that do not occur are left out."""
-
-
-@dataclass(frozen=True)
-class LabelReport:
-    """All scenes, all classes, all problems."""
-
-    classes: tuple[ClassTotal, ...]
-    scenes: tuple[SceneLabels, ...]
-    problems: tuple[Problem, ...]
-
-    @property
-    def errors(self) -> list[Problem]:
-        """What training would refuse."""
-        return [problem for problem in self.problems if problem.level == "error"]
-
-    @property
-    def warnings(self) -> list[Problem]:
-        """What training would not."""
-        return [problem for problem in self.problems if problem.level == "warning"]
-
-    def raise_errors(self) -> None:
-        """Nothing, where there are no errors.
-
-        Raises:
-            LabelError: the first of them, and how many more there are.
-        """
-        if self.errors:
-            first, *others = self.errors
-            rest = f" (and {len(others)} more: see `widefield labels check`)" if others else ""
-            raise LabelError(f"{first.what}{rest}")
-
-    def to_json(self) -> dict[str, Any]:
-        """For scripts."""
-        return asdict(self) | {"ok": not self.errors}
-
-    def lines(self) -> list[str]:
-        """The problems, for people: one line each, errors first."""
-        return [problem.line() for problem in (*self.errors, *self.warnings)]
 
 
 @dataclass
@@ -133,6 +49,7 @@ class _Checker:
     bands: tuple[int, ...] | None
     boundary: int | None
     objects: tuple[int, ...]
+    polygons: PolygonChecks
     facts: list[_Facts] = field(default_factory=list)
     sums: dict[str, _Sums] = field(default_factory=dict)
     scenes: list[SceneLabels] = field(default_factory=list)
@@ -144,35 +61,12 @@ class _Checker:
             with open_scene(SceneAddress(str(image), bands=self.bands)) as scene:
                 self.facts.append(_Facts(image, scene.bands, scene.dtype))
                 found = find_labels(image, labels)
-                problems = [Problem(level, name, what) for level, what in self._fits(found, scene)]
+                problems = list(self.polygons.look(found, scene, name))
                 yield from problems
                 if not any(problem.level == "error" for problem in problems):
                     yield from self._content(found, scene)
         except (LabelError, SceneError) as error:
             yield Problem("error", name, str(error))
-
-    def _fits(self, path: Path, scene: Scene) -> Iterator[tuple[Literal["error", "warning"], str]]:
-        """What can be said of polygons before they are rasterised."""
-        if path.is_dir() or path.suffix.lower() not in VECTORS:
-            return
-        vectors = read_vectors(path, self.attribute)
-        if vectors.crs is None and len(vectors.shapes):
-            yield "warning", f"{path} says no CRS: it is taken for that of the scene"
-        broken = vectors.rows[~shapely.is_valid(vectors.shapes)]
-        if len(broken):
-            named = ", ".join(map(str, broken[:_NAMED]))
-            yield (
-                "warning",
-                f"{path} has polygons that cross or touch themselves, {len(broken)} in all: feature {named}",
-            )
-        for problem in vectors.problems(self.classes, self.boundary):
-            yield "error", f"{path} {problem}"
-        try:
-            open_polygons(vectors, scene, None)
-        except LabelError as error:
-            yield "error", str(error)
-        if not len(vectors.shapes):
-            yield "warning", f"{path} is empty: it has no polygon"
 
     def _content(self, path: Path, scene: Scene) -> Iterator[Problem]:
         labels = open_labels(path, scene, self.classes, self.attribute, boundary=self.boundary, objects=self.objects)
@@ -231,12 +125,14 @@ def check_labels(
         raise LabelError(f"{labels}: no such file or folder of labels")
     check_classes(classes)
     parts, kinds = object_ids(classes, boundary, objects)
-    checker = _Checker(tuple(classes), attribute, tuple(bands) if bands else None, parts, kinds or ())
+    polygons = PolygonChecks(tuple(classes), attribute, parts)
+    checker = _Checker(tuple(classes), attribute, tuple(bands) if bands else None, parts, kinds or (), polygons)
     found = list_images(images)
     problems = [*_twice(found), *_orphans(found, labels)]
     for image in found:
         if not (unlabelled and _bare(image, labels)):
             problems += checker.scene(image, labels)
+    problems += polygons.of_files()
     problems += [
         Problem("error", facts.image.stem, what)
         for facts in checker.facts[1:]

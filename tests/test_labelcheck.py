@@ -134,6 +134,18 @@ def invalid(folder):
     return "warning", "cross or touch themselves, 1 in all: feature 2"
 
 
+def no_polygons(folder):
+    shapes = [{"type": "Point", "coordinates": [15, 41.5]}, rectangle(0, 0, 9, 9), None]
+    polygons(folder, "x", *shapes, **{"class": ["roof"] * 3})
+    return "warning", "x-labels.geojson: 2 features are no polygons, and left out: feature 1, 3"
+
+
+def partly_outside(folder):
+    shapes = [rectangle(-900, 0, -890, 10), rectangle(0, 0, 9, 9), *[rectangle(900, 0, 910, 10)] * 3]
+    polygons(folder, "x", *shapes, **{"class": ["roof"] * 5})
+    return "warning", "x-labels.geojson: 4 polygons lie outside the scene: feature 1, 3, 4 and 1 more"
+
+
 def other_bands(folder):
     draw(folder, "x", stripes(), bands=2)
     return "error", "x.tif has 2 bands"
@@ -180,6 +192,20 @@ def test_each_problem_is_named_with_its_scene_and_does_not_stop_the_others(tmp_p
     places, lines = told(check_labels(tmp_path, tmp_path, classes=CLASSES))
     assert places == {(level, "x")}
     assert says in lines
+
+
+def test_of_one_file_for_all_scenes_only_what_lies_outside_of_all_is_told(tmp_path):
+    draw(tmp_path, "a")
+    write_tiff(
+        tmp_path / "b.tif", noise(3, 40, 60), photometric="minisblack", transform=UTM @ Affine.translation(90, 0)
+    )
+    shapes = [rectangle(0, 0, 9, 9), rectangle(0, 100, 9, 109), rectangle(60, 60, 70, 70), rectangle(-9, 0, -5, 9)]
+    path = write_polygons(tmp_path / "all.geojson", [*shapes, None], **{"class": ["roof"] * 5})
+    report = check_labels(tmp_path, path, classes=("ground", "roof"))
+    assert [problem.line() for problem in report.problems] == [
+        f"warning: {path}: 1 feature is no polygon, and left out: feature 5",
+        f"warning: {path}: 2 polygons lie outside all scenes: feature 3, 4",
+    ]
 
 
 def test_several_problems_of_one_file_are_all_named(tmp_path):
