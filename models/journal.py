@@ -22,6 +22,11 @@ class Log:
         self.losses: list[float] = []
         self.started = time.monotonic()
 
+    def restart(self) -> None:
+        """Forget the lines of another training."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
     def add(self, loss: float) -> None:
         """Note the loss of one step."""
         self.losses.append(loss)

@@ -258,6 +258,20 @@ def test_a_log_of_a_training_that_was_killed_tells_each_step_once(tmp_path):
     assert read_log(tmp_path / "none") == []
 
 
+def test_a_log_with_a_start_line_for_each_try_keeps_the_curve_before_the_kill(tmp_path):
+    start = {"step": 0, "start": {"encoder": 5}}
+    steps = [{"step": 10, "loss": 3}, {"step": 15, "val": {"n": 1}}, {"step": 20, "loss": 2}]
+    (tmp_path / "log").write_text("".join(json.dumps(line) + "\n" for line in [start, *steps[:2], start, steps[2]]))
+    assert read_log(tmp_path / "log") == [start, *steps]
+
+
+def test_a_shorter_training_in_the_same_folder_keeps_no_score_of_the_older_one(tmp_path):
+    older = [{"step": 10, "loss": 3}, {"step": 15, "val": {"n": 1}}, {"step": 20, "loss": 2}, {"step": 20, "val": {}}]
+    newer = [{"step": 10, "loss": 4}, {"step": 14, "val": {"n": 2}}]
+    (tmp_path / "log").write_text("".join(json.dumps(line) + "\n" for line in [*older, *newer]))
+    assert read_log(tmp_path / "log") == newer
+
+
 def test_the_short_form_fits_an_artifact(facts):
     from flows.artifacts import PREVIEW_LIMIT
 

@@ -48,19 +48,27 @@ def read_log(path: Path) -> list[Json]:
     """The lines of a training's log; none where there is no file.
 
     A training that was killed goes on from its checkpoint, and does some steps again: a line takes the place of all
-    lines of its kind that tell of its step or of later ones. What was not written to its end is left out.
+    lines that tell of its step or of later ones; at one step, `val` is told after the loss. A line that tells of a
+    start takes the place of another such line alone. What was not written to its end is left out.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return []
-    kinds: dict[bool, list[Json]] = {False: [], True: []}
+    start: list[Json] = []
+    lines: list[Json] = []
     for line in filter(None, map(_parsed, text.splitlines())):
-        lines = kinds["val" in line]
-        while lines and lines[-1]["step"] >= line["step"]:
+        if "start" in line:
+            start = [line]
+            continue
+        while lines and _order(lines[-1]) >= _order(line):
             lines.pop()
         lines.append(line)
-    return sorted(kinds[False] + kinds[True], key=lambda line: (line["step"], "val" in line))
+    return start + lines
+
+
+def _order(line: Json) -> tuple[int, bool]:
+    return line["step"], "val" in line
 
 
 def _parsed(text: str) -> Json | None:
