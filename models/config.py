@@ -115,9 +115,30 @@ class TrainConfig:
         for name in ("steps", "batch", "crop", "log_every", "save_every", "validate_every", "devices"):
             if getattr(self, name) < 1:
                 raise TrainingError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        self._check_ranges()
         self._check_network()
         self._check_start()
         self._check_loss()
+
+    def _check_ranges(self) -> None:
+        for name, (fits, allowed) in self._ranges().items():
+            if not fits:
+                raise UsageError(f"{name} is {getattr(self, name)}: it must be {allowed}")
+
+    def _ranges(self) -> dict[str, tuple[bool, str]]:
+        """Whether each number fits, and what does: beside the command line, nobody else looks."""
+        return {
+            "lr": (0 < self.lr < math.inf, "above 0, such as 0.002"),
+            "weight_decay": (self.weight_decay is None or 0 <= self.weight_decay < math.inf, "at least 0"),
+            "foreground": (0 <= self.foreground <= 1, "from 0 to 1"),
+            "label_smoothing": (0 <= self.label_smoothing < 1, "at least 0 and below 1"),
+            "ema": (0 <= self.ema < 1, "below 1, such as 0.999, or 0 for none"),
+            "seed": (0 <= self.seed < 2**32, f"from 0 to {2**32 - 1}"),
+            "warmup": (self.warmup >= 0, "at least 0"),
+            "freeze": (self.freeze >= 0, "at least 0"),
+            "encoder_rate": (0 <= self.encoder_rate < math.inf, "at least 0"),
+            "clip": (self.clip > 0, "above 0"),
+        }
 
     def _check_network(self) -> None:
         try:
@@ -150,24 +171,30 @@ class TrainConfig:
             raise UsageError(f"labels are smoothed in the cross-entropy, loss is {self.loss}: add ce, or smooth none")
         if self.class_weights != "none" and self.terms == ("dice",):
             raise UsageError("Dice weighs all classes alike: leave class weights out, or add ce or focal to the loss")
-        if not 0 <= self.ema < 1:
-            raise UsageError(f"ema is {self.ema}: it must be below 1, such as 0.999, or 0 for none")
 
     @property
     def terms(self) -> tuple[str, ...]:
         """Of the loss."""
         return tuple((self.loss or {"segment": "ce+dice", "classify": "ce"}[self.task]).split("+"))
 
-    def key(self, *, bands: tuple[Band, ...], network: nn.Module, chips: str, start: str = "") -> str:
+    def key(
+        self,
+        *,
+        bands: tuple[Band, ...],
+        network: nn.Module,
+        chips: str,
+        start: str = "",
+        deviations: tuple[float, ...] = (),
+    ) -> str:
         """Digest of what decides the weights: these settings, the network's tensors by name and shape, the chips'
-        bytes, and those of the start.
+        bytes and their bands' deviations, and the bytes of the start.
         """
         idle = {"chips", "out", "card", "name", "licence", "attribution", "colors", "codes", "storage", "tiles", "halo"}
         idle |= {"log_every", "save_every", "validate_every", "threads", "accelerator", "encoder_from", "start"}
         facts: dict[str, Any] = {name: value for name, value in asdict(self).items() if name not in idle}
         facts["bands"] = [band.model_dump() for band in bands]
         facts["network"] = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
-        facts |= {"chips": chips, "start": start}
+        facts |= {"chips": chips, "start": start, "deviations": deviations}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def rate(self, step: int) -> float:

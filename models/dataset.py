@@ -128,11 +128,13 @@ class Chips:
         return int(self.pixels.shape[-1])
 
     def digest(self) -> str:
-        """SHA-256 over the classes, and each record's split, pixels, valid mask and labels; slots do not matter."""
+        """SHA-256 over the classes, and each record's split, pixels, valid mask, labels, scale and offset; slots do not
+        matter.
+        """
         content = hashlib.sha256("/".join(entry.name for entry in self.header.classes).encode())
         for index, chip in enumerate(self.header.chips):
             content.update(chip.split.encode())
-            for array in (self.pixels, self.valid, self.labels):
+            for array in (self.pixels, self.valid, self.labels, self.scale, self.offset):
                 content.update(np.asarray(array[index]).tobytes())
         return content.hexdigest()
 

@@ -41,12 +41,12 @@ def unseen(chips: Chips, old: Chips | None) -> list[int]:
 
 
 def fingerprint(chips: Chips, index: int) -> str:
-    """SHA-256 over where a chip lies, its pixels, its labels and the names of the classes that occur among them."""
+    """SHA-256 over where a chip lies, its pixels and what they mean, its labels and the names of those classes."""
     chip, labels = chips.header.chips[index], np.asarray(chips.labels[index])
     present = set(np.unique(labels).tolist())
     names = [(entry.id, entry.name) for entry in chips.header.classes if entry.id in present]
     content = hashlib.sha256(repr((chip.scene, chip.row, chip.col, labels.shape, names)).encode())
-    for array in (chips.pixels[index], chips.valid[index], labels):
+    for array in (chips.pixels[index], chips.valid[index], labels, chips.scale[index], chips.offset[index]):
         content.update(np.ascontiguousarray(array).tobytes())
     return content.hexdigest()
 
@@ -82,12 +82,30 @@ def seal(present: Chips, old: Chips | None, file: Path) -> int:
     return len(chosen)
 
 
+def leaked(chips: Chips, old: Chips | None) -> list[str]:
+    """Names of the chips that are learnt from although they share ground with a counted chip of `old`.
+
+    Where ground was cut anew, sealed ground may have come among them: whoever has learnt it proves nothing there.
+    """
+    if old is None:
+        return []
+    sealed = [_Source(old, index) for index in counted(old)]
+    learnt = (_Source(chips, index) for split in ("train", "val") for index in chips.indices(split))
+    return [source.name for source in learnt if source.overlaps(sealed)]
+
+
 @dataclass(frozen=True)
 class _Source:
     """One chip of a set."""
 
     chips: Chips
     index: int
+
+    @property
+    def name(self) -> str:
+        """Where it lies."""
+        chip = self.chips.header.chips[self.index]
+        return f"{chip.scene}, row {chip.row}, column {chip.col}"
 
     def overlaps(self, others: "Sequence[_Source]") -> bool:
         """Whether one of the others shares ground with this one."""
@@ -104,7 +122,7 @@ def _write(chosen: Sequence[_Source], present: Chips, old: Chips | None, folder:
     sets = [present] if old is None else [present, old]
     names = list(dict.fromkeys(entry.name for chips in sets for entry in chips.header.classes))
     edge = max(chips.edge for chips in sets)
-    group = zarr.create_group(folder, attributes=_attributes(chosen, present, sets, names))
+    group = zarr.create_group(folder, attributes=_attributes(chosen, present, names))
     bands, tables = len(present.header.bands), {id(chips): class_table(chips, names) for chips in sets}
     arrays = {
         "pixels": _array(group, "pixels", (len(chosen), bands, edge, edge), present.header.dtype),
@@ -131,17 +149,19 @@ def _array(group: Any, name: str, shape: tuple[int, ...], dtype: str, fill: int 
     )
 
 
-def _attributes(
-    chosen: Sequence[_Source], present: Chips, sets: Sequence[Chips], names: Sequence[str]
-) -> dict[str, Any]:
+def _attributes(chosen: Sequence[_Source], present: Chips, names: Sequence[str]) -> dict[str, Any]:
+    """Scenes are told as the set tells them that their chips come from: what people made stays so, whatever came later.
+
+    Of a scene with chips of both, people made the labels in either, or its chips were not counted.
+    """
     header = present.header.model_dump(mode="json", exclude={"schema_version", "chips", "classes", "scenes"})
     records = [source.chips.header.chips[source.index] for source in chosen]
-    scenes = {name: scene for chips in reversed(sets) for name, scene in chips.header.scenes.items()}
-    wanted = {record.scene for record in records}
+    sources = [(source.chips.header.scenes, record.scene) for source, record in zip(chosen, records, strict=True)]
+    scenes = {name: told[name] for told, name in reversed(sources) if name in told}
     return header | {
         "schema": 2,
         "classes": [{"id": index, "name": name} for index, name in enumerate(names)],
-        "scenes": {name: scenes[name].model_dump(mode="json") for name in sorted(scenes) if name in wanted},
+        "scenes": {name: scenes[name].model_dump(mode="json") for name in sorted(scenes)},
         "chips": [record.model_dump(mode="json") | {"slot": slot} for slot, record in enumerate(records)],
     }
 

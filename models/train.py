@@ -77,8 +77,10 @@ def _run(fabric: Fabric, config: TrainConfig, report: Report) -> None:
     with _repeatable(config, fabric):
         module = network_from_spec(spec, aux=config.aux)
         taken = initialise(module, config, [entry.name for entry in spec.classes])
-        if started:
-            log.write(step=0, start=taken)
+        if not (config.out / "training.ckpt").exists():  # else the log goes on
+            log.restart()
+            if started:
+                log.write(step=0, start=taken)
         begun = json.dumps({name: fact["digest"] for name, fact in started.items()})
         deviations = tuple(band.std for band in measured)
         kept = fit(config, chips, bands, module, log, fabric, deviations=deviations, start=begun)
@@ -115,7 +117,7 @@ def fit(  # noqa: PLR0917 - what is trained, on what, told to whom
         TrainingError: a loss that is not finite, or a checkpoint of other settings.
     """
     fabric = fabric or make_fabric(config)
-    key = config.key(bands=bands, network=module, chips=chips.digest(), start=start)
+    key = config.key(bands=bands, network=module, chips=chips.digest(), start=start, deviations=deviations)
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's stubs
     model, optimizer = fabric.setup(module, make_optimizer(module, config))
     if isinstance(module, Classifier):

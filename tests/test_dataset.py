@@ -9,6 +9,7 @@ from drawn_chips import draw_chips
 from models import dataset
 from models.dataset import Augmentation, ReadAhead, Sampler, draw_probes, measure_bands, normalised, open_chips, warp
 from models.errors import TrainingError
+from models.sealed import fingerprint
 
 STILL = Augmentation(gain=0, offset=0, gamma=0)
 
@@ -29,6 +30,15 @@ def test_the_slots_of_chips_make_no_difference(tmp_path, monkeypatch, kept):
     for index in range(6):
         for name in ("pixels", "valid", "labels", "objects", "scale", "offset"):
             assert np.array_equal(getattr(moved, name)[index], getattr(plain, name)[index])
+
+
+@pytest.mark.parametrize("name", ["pixels", "valid", "labels", "scale", "offset"])
+def test_the_digest_is_of_all_that_a_training_sees(tmp_path, name):
+    chips = open_chips(draw_chips(tmp_path / "c"))
+    before = chips.digest(), fingerprint(chips, 2)
+    getattr(chips, name)[2] += 1
+    assert chips.digest() != before[0]
+    assert fingerprint(chips, 2) != before[1]
 
 
 def test_chips_of_schema_1_are_read_as_chips_without_objects(tmp_path):

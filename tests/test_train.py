@@ -122,6 +122,62 @@ def test_settings_that_cannot_be_are_refused():
         TrainConfig(chips="c", out="o", batch=0)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lr": -1.0}, "lr is -1.0: it must be above 0"),
+        ({"lr": float("nan")}, "lr is nan: it must be above 0"),
+        ({"weight_decay": -0.1}, "weight_decay is -0.1: it must be at least 0"),
+        ({"foreground": 5}, "foreground is 5: it must be from 0 to 1"),
+        ({"label_smoothing": 3}, "label_smoothing is 3: it must be at least 0 and below 1"),
+        ({"ema": -0.5}, "ema is -0.5: it must be below 1"),
+        ({"seed": 2**32}, "seed is 4294967296: it must be from 0 to 4294967295"),
+        ({"seed": -1}, "seed is -1: it must be from 0 to 4294967295"),
+        ({"warmup": -1}, "warmup is -1: it must be at least 0"),
+        ({"freeze": -1}, "freeze is -1: it must be at least 0"),
+        ({"encoder_rate": -1}, "encoder_rate is -1: it must be at least 0"),
+        ({"clip": 0}, "clip is 0: it must be above 0"),
+    ],
+)
+def test_numbers_beyond_their_range_are_refused_whoever_asks(changes, message):
+    with pytest.raises(UsageError, match=message):
+        TrainConfig(chips="c", out="o", **changes)
+
+
+def test_the_largest_seed_trains(config):
+    train(replace(config, steps=1, seed=2**32 - 1))
+
+
+def test_a_checkpoint_is_of_its_deviations_too(config):
+    chips = open_chips(config.chips)
+    bands = measure_bands(chips, chips.indices("train"))
+    facts = {"bands": bands, "network": nn.Conv2d(3, 2, 1), "chips": chips.digest()}
+    assert config.key(**facts, deviations=(1.0, 2.0, 3.0)) != config.key(**facts, deviations=(1.0, 2.0, 4.0))
+
+
+def logged(config):
+    return [json.loads(line) for line in (config.out / "train.jsonl").read_text().splitlines()]
+
+
+def test_the_log_is_of_one_training(config):
+    """A shorter one in the same folder would keep the older one's scores."""
+    train(replace(config, steps=6))
+    assert [line["step"] for line in logged(config)] == [1, 2, 3, 3, 4, 5, 6]
+    train(replace(config, steps=2, seed=1))
+    assert [line["step"] for line in logged(config)] == [1, 2]
+
+
+def test_a_log_that_goes_on_has_one_start(config, tmp_path):
+    start = train(replace(config, out=tmp_path / "start", steps=1)).path
+    config = replace(config, start=start)
+    with pytest.raises(KilledError):
+        train(config, kill_after(2))
+    train(config)
+    assert [line["step"] for line in logged(config) if "start" in line] == [0]
+    assert logged(config)[0].keys() == {"step", "start", "seconds"}
+    assert [line["step"] for line in logged(config) if "loss" in line] == [1, 2, 3, 3, 4]
+
+
 def classifying(config, tmp_path, **changes):
     chips = draw_chips(tmp_path / "images.zarr", task="classify", count=12)
     return replace(config, **{"chips": chips, "crop": 64, "task": "classify", "out": tmp_path / "classes", **changes})
