@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.chips import unlike
+from pipeline.chipsources import unlike
 from pipeline.errors import LabelError, SceneError
 from pipeline.grid import Window
 from pipeline.labelforms.base import IGNORE, RASTERS, VECTORS, Labels
