@@ -349,8 +349,9 @@ def difference(ours: Counts, others: Counts, statistic: Statistic, rules: Rules)
     found = paired(ours, others, statistic, rules.draws, rules.level, rules.seed)
     if not np.isfinite(found.low):
         return found
-    cells = int(np.sum(~np.isnan(statistic(ours) - statistic(others))))
+    alone = [statistic(side.astype(np.float64)) for side in (ours, others)]
     draws = [statistic(drawn(side, rules.draws, rules.seed)) for side in (ours, others)]
+    cells = int(np.sum(~np.isnan(alone[0] - alone[1])))
     spread = float(np.nanstd(draws[0] - draws[1])) * (cells / (cells - 1)) ** 0.5
     half = spread * float(student.ppf((1 + rules.level) / 2, cells - 1))
     return Difference(found.value, min(found.low, found.value - half), max(found.high, found.value + half))
