@@ -63,7 +63,7 @@ def show(
     *,
     as_json: OneJson = False,
 ) -> None:
-    """Show the champion of REGISTRY and all who were it before; or a BUNDLE and what the gate said of it."""
+    """Show the champion of REGISTRY, all who were it before, and what became of labels; or a BUNDLE and its gate."""
     book = _open(place)
     if bundle is None:
         _show_champion(book, as_json=as_json)
@@ -125,6 +125,29 @@ def decline(place: Place, bundle: Digest, *, why: Why, by: By = None, as_json: O
         say(f"{digest[:SHORT]} is declined")
 
 
+@registry.command(epilog="Example: `widefield registry retry models 9c41 --why 'the disk was full'`")
+def retry(
+    place: Place,
+    labels: Annotated[
+        str, typer.Argument(metavar="LABELS", help="Fingerprint of labels as `show` lists it, or its first digits.")
+    ],
+    *,
+    why: Why = "",
+    by: By = None,
+    as_json: OneJson = False,
+) -> None:
+    """Learn from LABELS again at the next look, although they were answered or training failed three times.
+
+    Earlier failures count no more, and a challenger of theirs waits no longer. A training that was cancelled needs
+    none of this: the next look tries it again. To have no more of it, take the labels away or pause the deployment.
+    """
+    outcome = _open(place).retry(labels, by=_who(by), why=why)
+    if as_json:
+        print(json.dumps({"labels": outcome.fingerprint}))
+    else:
+        say(f"labels {outcome.fingerprint[:SHORT]} are learnt from again at the next look")
+
+
 def _open(place: str) -> "Registry":
     from models.registry import open_registry
 
@@ -149,10 +172,13 @@ def _tell(champion: "Champion", *, as_json: bool) -> None:
 
 
 def _show_champion(book: "Registry", *, as_json: bool) -> None:
-    history, waiting = book.history(), book.waiting()
+    history, waiting, outcomes = book.history(), book.waiting(), book.outcomes()
     if as_json:
         told: dict[str, Any] = {"champion": asdict(history[-1]) if history else None}
         told |= {"history": [asdict(reign) for reign in history], "waiting": [asdict(each) for each in waiting]}
+        told["outcomes"] = [
+            asdict(each) | {"state": each.state, "settled": book.settled(each.fingerprint)} for each in outcomes
+        ]
         print(json.dumps(told))
         return
     say(f"champion {history[-1].digest[:SHORT]}" if history else "there is no champion yet")
@@ -161,6 +187,14 @@ def _show_champion(book: "Registry", *, as_json: bool) -> None:
         for reign in history:
             why = ("rolled back: " if reign.kind == "rollback" else "") + reign.why
             cells = (reign.since.partition(".")[0], reign.digest[:SHORT], _short(reign.replaced), reign.by, why)
+            table.add_row(*(Text(plain(cell)) for cell in cells))
+        out.print(table)
+    if outcomes:
+        table = Table("labels", "since", "state", "next look", "why")
+        for outcome in outcomes:
+            last, settled = outcome.attempts[-1], book.settled(outcome.fingerprint)
+            again = "nothing" if settled else "learns"
+            cells = (outcome.fingerprint[:SHORT], last.at.partition(".")[0], last.state, again, last.reason)
             table.add_row(*(Text(plain(cell)) for cell in cells))
         out.print(table)
     for each in waiting:

@@ -9,17 +9,18 @@ sealed/<sha256>.zip           sealed chips that a champion was accepted on
 outcomes/<fingerprint>.json   what became of the labels of this fingerprint: one attempt after the other
 
 Laws. The champion is replaced by one write that fails where somebody else was faster: of several promotions at once
-one wins, and the history has no gap. A bundle is there when its bundle.json is. A process that is killed between two
-writes leaves a valid registry.
+one wins, and the history has no gap. A bundle is there when its bundle.json is. A challenger that waits is claimed in
+its outcome before it is crowned: of an approval and a refusal at once one wins. A process that is killed between two
+writes leaves a valid registry: who was claimed and never crowned still waits.
 """
 
+import contextlib
 import hashlib
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +32,7 @@ from models.registry_store import SCHEMES, Store, open_store
 SCHEMA = 1
 MARK, POINTER, INDEX = "registry.json", "champion.json", "bundle.json"
 TRIES = 3
-"""After so many failures, labels are left alone until they change."""
+"""After so many failures, labels are left alone until they change, or somebody wants another try."""
 PATIENCE = 20
 """Times that an attempt is recorded again, because another process recorded one meanwhile."""
 
@@ -39,7 +40,7 @@ _DIGEST = re.compile("[0-9a-f]{64}")
 _FINGERPRINT = re.compile("[0-9a-f]{8,128}")
 _FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
-State = Literal["running", "promoted", "refused", "failed", "waiting", "cancelled"]
+State = Literal["running", "promoted", "refused", "failed", "waiting", "cancelled", "retry"]
 Kind = Literal["promote", "rollback"]
 
 
@@ -113,19 +114,14 @@ class Outcome:
 
     @property
     def failures(self) -> int:
-        """Attempts that failed, and those that began and were never heard of again."""
+        """Attempts that failed since somebody last wanted another try."""
         states = [attempt.state for attempt in self.attempts]
-        vanished = sum(pair == ("running", "running") for pair in pairwise(states))
-        return states.count("failed") + vanished
+        since = len(states) - states[::-1].index("retry") if "retry" in states else 0
+        return states[since:].count("failed")
 
     def run_waited(self, run: str) -> bool:
         """Whether `run` has left a challenger to somebody's approval, decided or not."""
         return any(attempt.run == run and attempt.state == "waiting" for attempt in self.attempts)
-
-    @property
-    def settled(self) -> bool:
-        """Whether these labels need no further training: promoted, refused, waiting, or failed `TRIES` times."""
-        return self.state in {"promoted", "refused", "waiting"} or self.failures >= TRIES
 
 
 @dataclass(frozen=True)
@@ -330,18 +326,31 @@ class Registry:
         waited with; without any, the sealed chips of the champion before stay in force.
 
         Raises:
-            ConflictError: somebody else is champion by now.
+            ConflictError: somebody else is champion by now, or the challenger was declined meanwhile.
             RegistryError: the bundle or the sealed chips are not here.
         """
         if not self.holds(digest):
             raise RegistryError(f"{self.place} holds no bundle {digest[:12]}: `widefield registry add` it first")
-        waiting = [each for each in self.waiting() if each.bundle == digest]
+        waiting = [each for each in self._undecided() if each.bundle == digest]
         for each in waiting:
             labels, sealed = labels or each.fingerprint, sealed or each.attempt.sealed
-        champion = self._crown(digest, by=by, why=why, expected=expected, labels=labels, sealed=sealed)
-        for each in waiting:
-            self.record(each.fingerprint, replace(each.attempt, state="promoted", reason=f"promoted by {by}: {why}"))
+        with contextlib.ExitStack() as claimed:
+            for each in waiting:
+                self._claim(each, f"promoted by {by}: {why}", claimed)
+            champion = self._crown(digest, by=by, why=why, expected=expected, labels=labels, sealed=sealed)
+            claimed.pop_all()
         return champion
+
+    def _claim(self, waiting: Waiting, reason: str, claimed: contextlib.ExitStack) -> None:
+        """Settle the labels as promoted; given back when `claimed` is closed."""
+        left, fingerprint = waiting.attempt, waiting.fingerprint
+        self.record(fingerprint, replace(left, state="promoted", reason=reason), after=left.state)
+
+        def give_back() -> None:
+            with contextlib.suppress(ConflictError):
+                self.record(fingerprint, replace(left, state="waiting"), after="promoted")
+
+        claimed.callback(give_back)
 
     def _crown(
         self, digest: str, *, by: str, why: str, expected: str | None, labels: str | None, sealed: str | None
@@ -365,6 +374,8 @@ class Registry:
     def rollback(self, *, by: str, why: str) -> Champion:
         """Undo the last promotion that is not undone yet; again: the one before it.
 
+        Ground that is sealed stays so: where the former champion was accepted on none, that of the present one stays.
+
         Raises:
             RegistryError: the champion has replaced nobody.
             ConflictError: somebody else has changed the champion meanwhile.
@@ -375,7 +386,10 @@ class Registry:
         present, former = history[-1], history[history[-1].back]
         if not self.holds(former.digest):
             raise RegistryError(f"{self.place} does not hold {former.digest[:12]} any more: add it, or promote another")
-        champion = replace(former, since=_now(), by=by, why=why, replaced=present.digest, kind="rollback")
+        sealed = former.sealed or present.sealed
+        champion = replace(
+            former, since=_now(), by=by, why=why, replaced=present.digest, sealed=sealed, kind="rollback"
+        )
         self._append(history, champion, version)
         return champion
 
@@ -399,14 +413,37 @@ class Registry:
         return self._outcome(fingerprint)[0]
 
     def settled(self, fingerprint: str) -> bool:
-        """Whether these labels need no further training."""
-        outcome = self.outcome(fingerprint)
-        return outcome is not None and outcome.settled
+        """Whether these labels need no further training: promoted, refused, waiting, or failed `TRIES` times.
 
-    def record(self, fingerprint: str, attempt: Attempt) -> Outcome:
-        """Append an attempt, dated now; what others record at the same time is kept too."""
+        A challenger waits only as long as the champion is the one that it was compared with.
+        """
+        outcome = self.outcome(fingerprint)
+        if outcome is None:
+            return False
+        history = self.history()
+        if _waits(outcome, history):
+            return not _superseded(outcome.attempts[-1], history)
+        return outcome.state in {"promoted", "refused"} or outcome.failures >= TRIES
+
+    def record(self, fingerprint: str, attempt: Attempt, *, after: State | None = None) -> Outcome:
+        """Append an attempt, dated now; what others record at the same time is kept too.
+
+        Args:
+            fingerprint: of the labels.
+            attempt: what became of them.
+            after: append only if this is the state of the last attempt by then; whatever it is if None.
+
+        Raises:
+            ConflictError: it is another, or others write all the time.
+        """
         for _ in range(PATIENCE):
             outcome, version = self._outcome(fingerprint)
+            found = outcome.state if outcome else None
+            if after is not None and found != after:
+                raise ConflictError(
+                    f"{self.place}: the outcome of {fingerprint[:12]} is {found or 'none'} by now, not {after}: "
+                    "`widefield registry show` tells what became of it"
+                )
             attempts = (*(outcome.attempts if outcome else ()), replace(attempt, at=_now()))
             content = {"schema": SCHEMA, "state": attempt.state, "attempts": [asdict(one) for one in attempts]}
             try:
@@ -430,9 +467,42 @@ class Registry:
         names = [Path(name).stem for name in self.store.list("outcomes") if name.endswith(".json")]
         return [found for name in names if _FINGERPRINT.fullmatch(name) and (found := self.outcome(name))]
 
+    def retry(self, prefix: str, *, by: str, why: str = "") -> Outcome:
+        """Have the labels whose fingerprint begins with `prefix` learnt from again, whatever became of them.
+
+        Failures before count no more, and a challenger of theirs waits no longer.
+
+        Raises:
+            RegistryError: no outcome is of such labels, or several are.
+        """
+        outcome = self.find_outcome(prefix)
+        reason = f"another try wanted by {by}: {why}".rstrip(": ")
+        return self.record(outcome.fingerprint, Attempt("retry", reason), after=outcome.state)
+
+    def find_outcome(self, prefix: str) -> Outcome:
+        """The outcome of the labels whose fingerprint begins with `prefix`.
+
+        Raises:
+            RegistryError: there is none, or there are several.
+        """
+        fitting = [outcome for outcome in self.outcomes() if outcome.fingerprint.startswith(prefix)]
+        if not prefix or not fitting:
+            raise RegistryError(
+                f"{self.place} has no outcome of labels {prefix!r}: `widefield registry show` lists all"
+            )
+        if len(fitting) > 1:
+            raise RegistryError(f"{len(fitting)} outcomes begin with {prefix}: give more digits of the fingerprint")
+        return fitting[0]
+
     def waiting(self) -> list[Waiting]:
-        """Challengers that wait for approval, longest first."""
-        found = [Waiting(each.fingerprint, each.attempts[-1]) for each in self.outcomes() if each.state == "waiting"]
+        """Challengers that wait for approval, longest first; not those that another champion has superseded."""
+        history = self.history()
+        return [each for each in self._undecided() if not _superseded(each.attempt, history)]
+
+    def _undecided(self) -> list[Waiting]:
+        """All challengers that were left to somebody's approval, longest first."""
+        history = self.history()
+        found = [Waiting(each.fingerprint, each.attempts[-1]) for each in self.outcomes() if _waits(each, history)]
         return sorted(found, key=lambda one: one.attempt.at)
 
     def approve(self, prefix: str, *, by: str, why: str = "") -> Champion:
@@ -440,25 +510,33 @@ class Registry:
 
         Raises:
             RegistryError: it does not wait.
-            ConflictError: the champion is another than the one that the gate compared it with.
+            ConflictError: the champion is another than the one that the gate compared it with, or somebody declined it
+                meanwhile.
         """
         waiting = self._waiting(prefix)
+        if _superseded(waiting.attempt, history := self.history()):
+            raise ConflictError(
+                f"{waiting.bundle[:12]} was compared with {_short(waiting.attempt.champion)}, but the champion is "
+                f"{_short(_reigning(history))} by now: the next look at its labels trains anew against that one"
+            )
         reason = why or f"approved: {waiting.attempt.reason}".rstrip(": ")
         return self.promote(waiting.bundle, by=by, why=reason, expected=waiting.attempt.champion)
 
     def decline(self, prefix: str, *, by: str, why: str) -> None:
-        """Settle the labels of a waiting challenger as refused.
+        """Settle the labels of a waiting challenger as refused; of a superseded one too.
 
         Raises:
             RegistryError: it does not wait.
+            ConflictError: somebody approves it at this moment.
         """
         waiting = self._waiting(prefix)
         reason = f"declined by {by}: {why}".rstrip(": ")
-        self.record(waiting.fingerprint, replace(waiting.attempt, state="refused", reason=reason))
+        refused = replace(waiting.attempt, state="refused", reason=reason)
+        self.record(waiting.fingerprint, refused, after="waiting")
 
     def _waiting(self, prefix: str) -> Waiting:
         digest = self.find(prefix)
-        fitting = [waiting for waiting in self.waiting() if waiting.bundle == digest]
+        fitting = [waiting for waiting in self._undecided() if waiting.bundle == digest]
         if not fitting:
             raise RegistryError(f"{digest[:12]} does not wait for approval: `widefield registry list` says what does")
         return fitting[-1]
@@ -519,6 +597,22 @@ def resolve(place: Path | str) -> Path:
     if champion is None:
         raise RegistryError(f"{registry.place} has no champion yet: `widefield registry promote` makes one")
     return registry.folder(champion.digest)
+
+
+def _waits(outcome: Outcome, history: list[Champion]) -> bool:
+    """Whether a challenger was left to somebody's approval, or was claimed for it and never crowned."""
+    last, before = outcome.attempts[-1], {attempt.state for attempt in outcome.attempts[-2:-1]}
+    claimed = last.state == "promoted" and bool(before & {"waiting", "promoted"})
+    return last.state == "waiting" or (claimed and all(reign.digest != last.bundle for reign in history))
+
+
+def _superseded(left: Attempt, history: list[Champion]) -> bool:
+    """Whether the champion is neither the one that a challenger was compared with, nor the challenger itself."""
+    return _reigning(history) not in {left.champion, left.bundle}
+
+
+def _reigning(history: list[Champion]) -> str | None:
+    return history[-1].digest if history else None
 
 
 def _of(digest: str, name: str = "") -> str:

@@ -239,5 +239,5 @@ def test_a_cancelled_training_leaves_a_checkpoint_and_can_be_tried_again(watchin
     watching.site.prefect("flow-run", "cancel", run)
     assert watching.site.end(run)["state_type"] == "CANCELLED"
     (outcome,) = (each for each in watching.book.outcomes() if each.run_waited(run) or each.state == "cancelled")
-    assert not outcome.settled
+    assert not watching.book.settled(outcome.fingerprint)
     assert not busy(watching.folder / "training")

@@ -12,10 +12,10 @@ from obstore.store import LocalStore, MemoryStore
 
 from models.bundle import open_bundle
 from models.errors import BundleError, ConflictError, RegistryError
-from models.registry import Attempt, open_registry, resolve
+from models.registry import Attempt, Registry, open_registry, resolve
 from models.registry_store import ObjectStore
 
-LABELS = "ab" * 32
+LABELS, OTHERS = "ab" * 32, "cd" * 32
 
 
 @pytest.fixture(scope="module")
@@ -174,12 +174,35 @@ def test_outcomes_are_settled_by_a_verdict_or_by_three_failures(registry):
     assert [outcome.state for outcome in registry.outcomes()] == ["promoted", "refused", "waiting", "failed"]
 
 
-def test_attempts_that_vanish_count_as_failures_but_cancelled_ones_do_not(registry):
-    for state in ("running", "cancelled", "running", "running", "running"):
+def test_only_what_is_recorded_as_failed_is_a_failure(registry):
+    for state in ("running", "cancelled", "running", "failed", "running", "failed", "running", "cancelled"):
         registry.record(LABELS, Attempt(state))
     assert (registry.outcome(LABELS).failures, registry.settled(LABELS)) == (2, False)
     registry.record(LABELS, Attempt("running"))
+    assert (registry.outcome(LABELS).failures, registry.settled(LABELS)) == (2, False)
+
+
+def test_who_wants_another_try_gets_three_more(registry):
+    for _ in range(3):
+        registry.record(LABELS, Attempt("failed", "no disk"))
     assert registry.settled(LABELS)
+    outcome = registry.retry(LABELS[:8], by="ann", why="a larger disk")
+    assert (outcome.state, outcome.failures, registry.settled(LABELS)) == ("retry", 0, False)
+    assert outcome.attempts[-1].reason == "another try wanted by ann: a larger disk"
+    for failures in (1, 2, 3):
+        registry.record(LABELS, Attempt("failed", "no disk"))
+        assert (registry.outcome(LABELS).failures, registry.settled(LABELS)) == (failures, failures == 3)
+
+
+def test_what_was_refused_is_tried_again_where_somebody_wants_it(registry):
+    for labels in (LABELS, "abcd" * 16):
+        registry.record(labels, Attempt("refused", "worse", "c" * 64))
+    with pytest.raises(RegistryError, match="2 outcomes begin with ab"):
+        registry.retry("ab", by="ann")
+    with pytest.raises(RegistryError, match=r"has no outcome of labels 'ff': `widefield registry show` lists all"):
+        registry.retry("ff", by="ann")
+    registry.retry("aba", by="ann")
+    assert (registry.settled(LABELS), registry.settled("abcd" * 16)) == (False, True)
 
 
 def test_a_waiting_challenger_becomes_champion_when_it_is_approved(registry, bundles, tmp_path):
@@ -205,11 +228,102 @@ def test_approval_is_refused_where_the_champion_is_not_the_one_compared_with(reg
     crown(registry, a)
     registry.record(LABELS, Attempt("waiting", bundle=b.digest, champion=a.digest))
     crown(registry, c)
-    with pytest.raises(ConflictError, match="compare with that one"):
+    with pytest.raises(ConflictError, match=f"is {c.digest[:12]} by now: the next look at its labels trains anew"):
         registry.approve(b.digest, by="eve")
     registry.decline(b.digest, by="eve", why="late")
     last = registry.outcome(LABELS).attempts[-1]
     assert (last.state, last.reason, registry.champion().digest) == ("refused", "declined by eve: late", c.digest)
+
+
+def test_challengers_of_a_former_champion_wait_no_longer_and_their_labels_are_learnt_again(registry, bundles):
+    for bundle in bundles:
+        registry.add(bundle)
+    a, b, c = bundles
+    crown(registry, a)
+    registry.record(LABELS, Attempt("waiting", bundle=b.digest, champion=a.digest))
+    registry.record(OTHERS, Attempt("waiting", bundle=c.digest, champion=a.digest))
+    assert (registry.settled(LABELS), registry.settled(OTHERS)) == (True, True)
+    registry.approve(b.digest, by="eve")
+    assert (registry.settled(LABELS), registry.settled(OTHERS), registry.waiting()) == (True, False, [])
+    with pytest.raises(ConflictError, match="trains anew"):
+        registry.approve(c.digest, by="eve")
+    registry.rollback(by="eve", why="clouds")
+    assert ([each.bundle for each in registry.waiting()], registry.settled(OTHERS)) == ([c.digest], True)
+
+
+def test_what_is_recorded_after_a_state_conflicts_where_it_is_another_by_now(registry):
+    registry.record(LABELS, Attempt("waiting"))
+    registry.record(LABELS, Attempt("refused"), after="waiting")
+    with pytest.raises(ConflictError, match="is refused by now, not waiting"):
+        registry.record(LABELS, Attempt("promoted"), after="waiting")
+    with pytest.raises(ConflictError, match="is none by now, not running"):
+        registry.record(OTHERS, Attempt("promoted"), after="running")
+    assert (registry.outcome(LABELS).state, registry.outcome(OTHERS)) == ("refused", None)
+
+
+def meanwhile(monkeypatch, name, deed):
+    """Do something the first time that a method of registries is called, just before it."""
+    method, deeds = getattr(Registry, name), [deed]
+
+    def change(registry, *arguments, **more):
+        if deeds:
+            deeds.pop()()
+        return method(registry, *arguments, **more)
+
+    monkeypatch.setattr(Registry, name, change)
+
+
+@pytest.mark.parametrize("moment", ["record", "_crown"])
+def test_of_an_approval_and_a_refusal_at_once_one_wins(registry, bundles, monkeypatch, moment):
+    registry.add(bundles[0])
+    registry.record(LABELS, Attempt("waiting", bundle=bundles[0].digest))
+    verdicts = []
+
+    def decline():
+        try:
+            registry.decline(bundles[0].digest, by="eve", why="no")
+            verdicts.append("declined")
+        except ConflictError:
+            verdicts.append("conflict")
+
+    meanwhile(monkeypatch, moment, decline)
+    with contextlib.suppress(ConflictError):
+        registry.approve(bundles[0].digest, by="ann")
+    crowned = registry.champion() is not None
+    expected = {"record": (["declined"], "refused", False), "_crown": (["conflict"], "promoted", True)}
+    assert (verdicts, registry.outcome(LABELS).state, crowned) == expected[moment]
+
+
+def test_a_challenger_that_cannot_be_crowned_waits_as_before(registry, bundles, monkeypatch):
+    for bundle in bundles:
+        registry.add(bundle)
+    registry.record(LABELS, Attempt("waiting", "better", bundles[0].digest))
+    meanwhile(monkeypatch, "_crown", lambda: crown(registry, bundles[1]))
+    with pytest.raises(ConflictError, match="compare with that one"):
+        registry.approve(bundles[0].digest, by="ann")
+    assert registry.outcome(LABELS).attempts[-1].reason == "better"
+    assert (registry.outcome(LABELS).state, registry.settled(LABELS)) == ("waiting", False)
+
+
+def test_an_approval_that_was_killed_before_the_crown_is_given_again(registry, bundles):
+    registry.add(bundles[0])
+    registry.record(LABELS, Attempt("waiting", "better", bundles[0].digest))
+    registry.record(LABELS, Attempt("promoted", "promoted by ann", bundles[0].digest))
+    assert ([each.bundle for each in registry.waiting()], registry.settled(LABELS)) == ([bundles[0].digest], True)
+    with pytest.raises(ConflictError, match="is promoted by now, not waiting"):
+        registry.decline(bundles[0].digest, by="eve", why="no")
+    assert registry.approve(bundles[0].digest, by="ann").labels == LABELS
+    assert (registry.waiting(), registry.outcome(LABELS).state) == ([], "promoted")
+
+
+def test_rolling_back_to_a_champion_without_sealed_ground_keeps_it(registry, bundles, tmp_path):
+    registry.add(bundles[0]), registry.add(bundles[1])
+    (tmp_path / "chips.zip").write_bytes(b"chips")
+    sealed = registry.seal(tmp_path / "chips.zip")
+    crown(registry, bundles[0])
+    crown(registry, bundles[1], sealed=sealed)
+    back = registry.rollback(by="eve", why="clouds")
+    assert (back.digest, back.sealed) == (bundles[0].digest, sealed)
 
 
 def test_sealed_chips_that_changed_are_refused(tmp_path):

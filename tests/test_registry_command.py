@@ -80,6 +80,20 @@ def test_a_challenger_that_waits_is_approved_or_declined(call, two, tmp_path):
     assert book.outcome("ef" * 32).attempts[-1].reason == "declined by eve: a mistake"
 
 
+def test_labels_that_failed_too_often_are_shown_and_tried_again(call, two, tmp_path):
+    book = open_registry(tmp_path / "models")
+    for _ in range(3):
+        book.record(LABELS, Attempt("failed", "no disk"))
+    (told,) = call("show", "--json")["outcomes"]
+    assert (told["fingerprint"], told["state"], told["settled"]) == (LABELS, "failed", True)
+    shown = " ".join(call("show").split())
+    assert (LABELS[:12] in shown, "no disk" in shown) == (True, True)
+    assert call("retry", LABELS[:6]) == f"labels {LABELS[:12]} are learnt from again at the next look\n"
+    assert not book.settled(LABELS)
+    assert call("retry", LABELS, "--why", "mended", "--by", "ann", "--json") == {"labels": LABELS}
+    assert book.outcome(LABELS).attempts[-1].reason == "another try wanted by ann: mended"
+
+
 def test_promoting_by_hand_answers_for_a_challenger_that_waits(call, two, tmp_path):
     book = open_registry(tmp_path / "models")
     book.record(LABELS, Attempt("waiting", "", two[0]))
@@ -102,6 +116,7 @@ def test_the_reasons_of_the_gate_are_shown(call, two, bundles, tmp_path):
         (["promote", "models", "../x"], "'../x' is no digest"),
         (["rollback", "models"], "has replaced nobody"),
         (["approve", "models", "BUNDLE"], "does not wait for approval"),
+        (["retry", "models", "00ff"], "has no outcome of labels '00ff'"),
         (["list", "ftp://x"], "an address that begins with s3://"),
     ],
 )

@@ -73,7 +73,7 @@ def test_a_failed_step_is_recorded_with_its_reason(job, steps):
     outcome = attempt(job)
     assert states(job) == ["running", "failed"]
     assert outcome.attempts[-1].reason == "a-labels.tif went away"
-    assert not outcome.settled
+    assert not job.book.settled(outcome.fingerprint)
 
 
 def test_a_stopped_training_is_no_failure_and_keeps_its_folder(job, steps):
