@@ -377,11 +377,19 @@ def warp(x: Tensor, valid: Tensor, labels: Tensor, transforms: Tensor, edge: int
 class ReadAhead(Generic[T]):
     """`make(step)` for each step in order, computed up to `depth` steps ahead by `threads` threads."""
 
-    def __init__(self, make: Callable[[int], T], steps: range, depth: int = 3, threads: int = 1) -> None:
-        self._make, self._steps = make, iter(steps)
+    def __init__(
+        self,
+        make: Callable[[int], T],
+        steps: range,
+        depth: int = 3,
+        threads: int = 1,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._make, self._steps, self._clock = make, iter(steps), clock
         self._pool = ThreadPoolExecutor(threads, "read-ahead")
         self._pending: deque[Future[T]] = deque()
-        self._waited, self._since = 0.0, time.monotonic()
+        self._waited, self._since = 0.0, clock()
         for _ in range(depth):
             self._begin()
 
@@ -392,15 +400,15 @@ class ReadAhead(Generic[T]):
         """The next one, as soon as it is ready, or what went wrong in making it."""
         if not self._pending:
             raise StopIteration
-        began = time.monotonic()
+        began = self._clock()
         made = self._pending.popleft().result()
-        self._waited += time.monotonic() - began
+        self._waited += self._clock() - began
         self._begin()
         return made
 
     def waiting(self) -> float:
         """Share of the time since the last call, or since the start, in which the next one was not ready."""
-        now = time.monotonic()
+        now = self._clock()
         share = self._waited / max(now - self._since, 1e-9)
         self._waited, self._since = 0.0, now
         return share

@@ -1,4 +1,3 @@
-import time
 from contextlib import closing
 
 import numpy as np
@@ -168,12 +167,13 @@ def test_as_much_is_read_ahead_as_was_asked_for():
 
 
 def test_waiting_is_the_share_of_time_without_a_next_one():
-    with closing(ReadAhead(lambda _: time.sleep(0.05), range(3), depth=1)) as slow:
-        next(slow)
-        assert slow.waiting() > 0.9
-        time.sleep(0.2)
-        next(slow)
-        assert slow.waiting() < 0.1
+    """Begun at 0; asked at 10, there at 19; told at 20. Asked at 56, there at 60; told at 60."""
+    clock = iter([0, 10, 19, 20, 56, 60, 60]).__next__
+    with closing(ReadAhead(lambda step: step, range(3), depth=1, clock=clock)) as ahead:
+        next(ahead)
+        assert ahead.waiting() == 9 / 20
+        next(ahead)
+        assert ahead.waiting() == 4 / 40
 
 
 def test_probes_are_validation_crops_within_the_budget(tmp_path):
