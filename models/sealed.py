@@ -8,7 +8,7 @@ import hashlib
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -83,15 +83,52 @@ def seal(present: Chips, old: Chips | None, file: Path) -> int:
 
 
 def leaked(chips: Chips, old: Chips | None) -> list[str]:
-    """Names of the chips that are learnt from although they share ground with a counted chip of `old`.
+    """Names of the chips that are learnt from although a counted chip of `old` has labels of the same pixels.
 
-    Where ground was cut anew, sealed ground may have come among them: whoever has learnt it proves nothing there.
+    These are pixels of one scene, or of one place on the Earth. Where ground was cut anew, sealed ground may have come
+    among the rest: whoever has learnt it proves nothing there.
     """
     if old is None:
         return []
-    sealed = [_Source(old, index) for index in counted(old)]
-    learnt = (_Source(chips, index) for split in ("train", "val") for index in chips.indices(split))
-    return [source.name for source in learnt if source.overlaps(sealed)]
+    sealed: dict[str, list[tuple[int, int, int]]] = {}
+    for index in counted(old):
+        for lattice, row, col in _places(old, index):
+            sealed.setdefault(lattice, []).append((index, row, col))
+    learnt = (index for split in ("train", "val") for index in chips.indices(split))
+    return [_name(chips, index) for index in learnt if _meets_any(chips, index, old, sealed)]
+
+
+def _places(chips: Chips, index: int) -> Iterator[tuple[str, int, int]]:
+    """Lattice, row and column of a chip's first pixel: in its scene, and on the Earth where that is known."""
+    chip = chips.header.chips[index]
+    yield f"scene {chip.scene}", chip.row, chip.col
+    if chip.place is not None:
+        lattice, row, col = chip.place.rsplit("/", 2)
+        yield f"place {lattice}", int(row), int(col)
+
+
+def _meets_any(chips: Chips, index: int, old: Chips, sealed: dict[str, list[tuple[int, int, int]]]) -> bool:
+    """Whether a pixel with a label has one in a sealed chip too."""
+    return any(
+        _both_labelled(chips, index, old, other, (there - row, beside - col))
+        for lattice, row, col in _places(chips, index)
+        for other, there, beside in sealed.get(lattice, ())
+    )
+
+
+def _both_labelled(chips: Chips, index: int, old: Chips, other: int, shift: tuple[int, int]) -> bool:
+    """`shift`: rows and columns from the first pixel of the one to that of the other."""
+    here = tuple(slice(max(by, 0), max(min(by + old.edge, chips.edge), 0)) for by in shift)
+    there = tuple(slice(max(-by, 0), max(min(chips.edge - by, old.edge), 0)) for by in shift)
+    if any(part.start >= part.stop for part in here):
+        return False
+    mine, theirs = np.asarray(chips.labels[index])[here], np.asarray(old.labels[other])[there]
+    return bool(((mine != NODATA) & (theirs != NODATA)).any())
+
+
+def _name(chips: Chips, index: int) -> str:
+    chip = chips.header.chips[index]
+    return f"{chip.scene}, row {chip.row}, column {chip.col}"
 
 
 @dataclass(frozen=True)
@@ -100,12 +137,6 @@ class _Source:
 
     chips: Chips
     index: int
-
-    @property
-    def name(self) -> str:
-        """Where it lies."""
-        chip = self.chips.header.chips[self.index]
-        return f"{chip.scene}, row {chip.row}, column {chip.col}"
 
     def overlaps(self, others: "Sequence[_Source]") -> bool:
         """Whether one of the others shares ground with this one."""

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -363,6 +364,25 @@ def test_sealed_ground_that_is_learnt_from_is_named(tmp_path):
     assert leaked(draw(tmp_path / "t", (2, 3), split="train"), old) == ["a, row 0, column 1024"]
     assert leaked(draw(tmp_path / "v", (0,), split="val"), old) == ["a, row 0, column 0"]
     assert leaked(draw(tmp_path / "w", (0,), split="val"), None) == []
+    unlabelled = draw(tmp_path / "u", range(3), split="train", labels=lambda cell: truth(cell) | 255)
+    assert leaked(unlabelled, old) == []
+
+
+def moved(chips, rows, place, scene):
+    """The same with chips of another scene, `rows` further down on the same place on the Earth."""
+    records = [
+        chip.model_copy(update={"scene": scene, "row": 7, "place": f"{place}/{rows}/{chip.col}"})
+        for chip in chips.header.chips
+    ]
+    return replace(chips, header=chips.header.model_copy(update={"chips": tuple(records)}))
+
+
+def test_sealed_ground_that_another_scene_shows_is_named_too(tmp_path):
+    old = moved(draw(tmp_path / "o", range(2)), 1000, "utm", "a")
+    learnt = draw(tmp_path / "n", range(1, 2), split="train")
+    for rows, shared in ((1000 - EDGE, False), (1001 - EDGE, True), (999 + EDGE, True), (1000 + EDGE, False)):
+        assert leaked(moved(learnt, rows, "utm", "b"), old) == ["b, row 7, column 512"] * shared
+        assert leaked(moved(learnt, rows, "other", "b"), old) == []
 
 
 def test_only_what_gates_read_is_sealed(tmp_path):
