@@ -11,10 +11,10 @@ from typing import Any, Literal
 from torch import nn
 
 from models.bundle import Storage
-from models.dataset import Augmentation
 from models.errors import TrainingError, UsageError
 from models.inception.family import check_variant
 from models.losses import TERMS
+from models.sampling import Augmentation
 from models.spec import Band
 
 

@@ -30,9 +30,10 @@ from scipy.stats import t as student
 
 from models.bootstrap import Difference, Floats, Statistic, drawn, iou, paired
 from models.bundle import Bundle, load_module
-from models.dataset import Chips, normalised
+from models.dataset import Chips
 from models.errors import TrainingError
 from models.metrics import Counts
+from models.sampling import normalised
 from models.scoring import Scorer
 from models.sealed import class_table, counted, unseen
 from models.spec import NODATA

@@ -11,9 +11,10 @@ from torch.nn import functional
 
 from models.bundle import Bundle, load_module
 from models.calibration import Reliability
-from models.dataset import Chips, normalised
+from models.dataset import Chips
 from models.findings import Review, Reviewed, Split
 from models.metrics import Counts, confusion
+from models.sampling import normalised
 from models.spec import NODATA
 
 LEAST_LABELLED = 0.1

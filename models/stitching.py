@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from models.bundle import Bundle
-from models.dataset import Chips, normalised
+from models.dataset import Chips
 from models.findings import Stitching, Tiling, Way
 from models.metrics import confusion
 from models.review import Predict, stored_network
+from models.sampling import normalised
 from models.spec import NODATA
 
 OVERLAP = 0.25

@@ -24,13 +24,15 @@ from models.bundle import Bundle, make_card, open_bundle, save_bundle, stored_st
 from models.classifier import Classifier
 from models.config import TrainConfig
 from models.contract import make_spec
-from models.dataset import Chips, ReadAhead, Sampler, draw_probes, measure_bands, open_chips
+from models.dataset import Chips, draw_probes, measure_bands, open_chips
 from models.errors import TrainingError
 from models.finetune import continued_spec
 from models.journal import Checkpoint, Log, Report
 from models.network import network_from_spec
 from models.objective import Objective
 from models.optimizer import make_optimizer
+from models.readahead import ReadAhead
+from models.sampling import Sampler
 from models.spec import Band, ModelSpec
 from models.spread import spread
 from models.start import freeze, initialise, settled, start_facts, starting_bands

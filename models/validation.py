@@ -10,8 +10,10 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.dataset import Chips, ReadAhead, normalised
+from models.dataset import Chips
 from models.objective import Objective
+from models.readahead import ReadAhead
+from models.sampling import normalised
 from models.scoring import Scorer
 from models.spec import Band
 

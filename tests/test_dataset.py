@@ -6,8 +6,10 @@ import torch
 from drawn_chips import draw_chips
 
 from models import dataset
-from models.dataset import Augmentation, ReadAhead, Sampler, draw_probes, measure_bands, normalised, open_chips, warp
+from models.dataset import draw_probes, measure_bands, open_chips
 from models.errors import TrainingError
+from models.readahead import ReadAhead
+from models.sampling import Augmentation, Sampler, normalised, warp
 from models.sealed import fingerprint
 
 STILL = Augmentation(gain=0, offset=0, gamma=0)

@@ -7,9 +7,10 @@ from drawn_classifier import draw_classifier
 from torch.nn import functional
 
 from models.bundle import load_module
-from models.dataset import normalised, open_chips
+from models.dataset import open_chips
 from models.metrics import confusion, scores
 from models.review import census, review
+from models.sampling import normalised
 from models.spec import Band, Class
 
 BANDS = tuple(Band(name=f"b{i}", low=0, high=255, mean=60, std=30) for i in range(3))

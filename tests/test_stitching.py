@@ -6,8 +6,9 @@ from drawn_chips import draw_chips
 from test_review import BANDS, CLASSES
 
 from models.bundle import load_module
-from models.dataset import normalised, open_chips
+from models.dataset import open_chips
 from models.findings import Tiling
+from models.sampling import normalised
 from models.stitching import OVERLAP, SIGMA, blend_windows, blended, by_cores, gaussian, stitching
 from pipeline.grid import TileGrid, Window, near_borders
 

@@ -13,10 +13,11 @@ from statistics import median
 import torch
 
 from models.config import TrainConfig
-from models.dataset import Sampler, measure_bands, open_chips
+from models.dataset import measure_bands, open_chips
 from models.journal import Log
 from models.objective import Objective
 from models.optimizer import make_optimizer
+from models.sampling import Sampler
 from models.segmenter import create_segmenter
 from models.train import fit, make_fabric
 from pipeline import resources
