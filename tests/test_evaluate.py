@@ -147,6 +147,17 @@ def test_each_polygon_is_an_object(tmp_path):
         assert found["tp"] + found["fp"] == ndimage.label(mask == int(name[1]))[1]
 
 
+def test_what_is_no_object_parts_none(tmp_path):
+    """The two polygons touch, and only the first is an object: no pixel of it is of the boundary, which is c2 here."""
+    draw(tmp_path, "one")
+    draw_bundle(tmp_path / "b", halo=32, tiles=(128, 256), objects=(1,), boundary=2)
+    run = pattern(tmp_path / "b", tmp_path / "o", "null"), tmp_path, tmp_path, SerialExecutor()
+    counts = np.array(evaluate(*run, attribute="kind")["pooled"]["confusion"])
+    valid = np.ones((HEIGHT, WIDTH), bool)
+    valid[40:60, 50:80] = False
+    assert counts.sum(1).tolist() == np.bincount(truth()[valid]).tolist()
+
+
 def test_a_scene_without_labels_is_told_before_anything_is_segmented(bundle, tmp_path):
     draw(tmp_path, "one")
     write_tiff(tmp_path / "two.tif", noise(3, 60, 70))
