@@ -99,12 +99,6 @@ def class_table(report: "LabelReport") -> Table:
     return table
 
 
-def warn(report: "LabelReport") -> None:
-    """One line on standard error for each thing that training accepts and somebody should know."""
-    for problem in report.warnings:
-        caution(problem.line())
-
-
 def caution(line: str) -> None:
     """One line on standard error."""
     err.print(f"widefield: {plain(line)}", style="yellow", markup=False, highlight=False, soft_wrap=True)

@@ -224,12 +224,40 @@ def make_samples(job: Job) -> None:
     """Chips of all labelled scenes; those of scenes that have not changed are kept.
 
     Raises:
-        LabelError: labels do not fit, or changed meanwhile: the outcome would be that of others.
+        LabelError: labels do not fit, sealed ground would be trained on, or labels changed meanwhile: the outcome
+            would be that of others.
+        RegistryError: the chips split ground otherwise than the registry does.
     """
-    options = replace(job.training, sealed=job.options.sealed)
-    make_chips(job.images, job.labels, job.work, options, skip_unlabelled=True)
+    from models.dataset import open_chips
+    from models.sealed import leaked
+    from pipeline.chips import recorded_ground
+    from pipeline.split import Ground
+
+    options, logger, kept = replace(job.training, sealed=job.options.sealed), get_run_logger(), job.book.ground()
+    make_chips(
+        job.images,
+        job.labels,
+        job.work,
+        options,
+        logger.info,
+        logger.warning,
+        skip_unlabelled=True,
+        ground=Ground.from_json(kept) if kept else None,
+    )
+    if (ground := recorded_ground(job.chips)) is not None:
+        job.book.keep_ground(ground.to_json())
+    if learnt := leaked(open_chips(job.chips), old_ground(job)):
+        raise LabelError(f"sealed ground would be trained on ({learnt[0]}): the split of scenes must not change")
     if survey(job.images, job.labels).fingerprint != job.found.fingerprint:
         raise LabelError(f"{job.labels} changed while it was read: the next run learns from what is there then")
+
+
+def old_ground(job: Job) -> "Chips | None":
+    """The sealed chips that the champion was accepted on."""
+    from models.sealed import open_sealed
+
+    sealed = job.champion.sealed if job.champion else None
+    return open_sealed(job.book.sealed(sealed)) if sealed else None
 
 
 @task(name="train")
@@ -273,13 +301,12 @@ def judge(job: Job, challenger: Bundle) -> Outcome:
     from models.dataset import open_chips
     from models.mlm import item
     from models.promotion import compare
-    from models.sealed import open_sealed
 
-    chips, champion = open_chips(job.chips), job.champion
-    old = open_sealed(job.book.sealed(champion.sealed)) if champion and champion.sealed else None
+    chips, champion, old = open_chips(job.chips), job.champion, old_ground(job)
     rival = job.book.bundle(champion.digest) if champion else None
+    stranger = champion is not None and champion.labels is None
     changes, troubles = look_ahead(job, challenger)
-    gate = compare(challenger, rival, old, chips, job.options.rules()).with_shadow(changes)
+    gate = compare(challenger, rival, old, chips, job.options.rules(), stranger=stranger).with_shadow(changes)
     page, report = make_report(job, challenger, gate, troubles)
     files = {"report.html": report, "labels.json": json.dumps(job.found.digests).encode()}
     job.book.add(challenger, item=item(challenger), gate=gate.to_json(), files=files)
@@ -378,4 +405,4 @@ def ending(outcome: Outcome) -> Any:
         return Failed(message=message)
     if last.state == "cancelled":
         return Cancelled(message=message)
-    return Completed(name=NAMES[last.state], message=message)
+    return Completed(name=NAMES.get(last.state, "Superseded"), message=message)

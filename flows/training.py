@@ -1,6 +1,7 @@
 """What `widefield train` may be told, the chips that it makes, and what it says of a classifier."""
 
 import re
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from flows.labels import Boundary, ObjectClasses, caution, warn
+from flows.labels import Boundary, ObjectClasses, caution
 from flows.options import Attribute, existing, numbers, readable
 from flows.show import say
 from pipeline.errors import UsageError
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from models.bundle import Bundle
     from models.config import TrainConfig
     from pipeline.chips import ChipsSummary
+    from pipeline.labelreport import LabelReport
+    from pipeline.split import Ground
 
 _COLOR = re.compile("#[0-9A-Fa-f]{6}")
 _CODE = re.compile("[0-9]{1,5}")
@@ -252,67 +255,85 @@ def undisturbed(folder: Path) -> AbstractContextManager[None]:
     return alone(folder, refuse)
 
 
-def make_chips(
-    images: Path, labels: Path | None, folder: Path, options: TrainOptions, *, skip_unlabelled: bool = False
+def make_chips(  # noqa: PLR0917 - where from, where to, how, and who is told
+    images: Path,
+    labels: Path | None,
+    folder: Path,
+    options: TrainOptions,
+    tell: Callable[[str], None] = say,
+    warn: Callable[[str], None] = caution,
+    *,
+    skip_unlabelled: bool = False,
+    ground: "Ground | None" = None,
 ) -> None:
-    """Write `folder / "chips.zarr"` for the task, and say what it holds and what is suspicious about the labels.
+    """Write `folder / "chips.zarr"` for the task, and tell what it holds and what is suspicious about the labels.
 
-    With `skip_unlabelled`, scenes without labels are left out, instead of being refused.
+    With `skip_unlabelled`, scenes without labels are left out, instead of being refused. `ground` says how ground is
+    split where no chips are there yet.
     """
     if options.task == "classify":
         chips, kind = _image_chips(images, labels, folder, options), "left out"
     else:
-        chips, kind = _scene_chips(images, labels, folder, options, skip_unlabelled=skip_unlabelled), "without a label"
+        found = _check(images, labels, options, skip_unlabelled=skip_unlabelled)
+        for problem in found.warnings:
+            warn(problem.line())
+        chips, kind = _scene_chips(images, labels, folder, options, ground), "without a label"
     shares = ", ".join(f"{name} {share:.1%}" for name, share in chips.shares.items())
     more = f", {chips.sealed} sealed" * bool(chips.sealed) + f", {chips.left} not drawn" * bool(chips.left)
     kept = f"; {chips.kept} were there" * bool(chips.kept)
     if options.task == "segment" and not chips.val:
-        caution("warning: none of the ground is for validation: name a scene `...-val`, or give --split")
-    say(f"chips: {chips.train} to train on, {chips.val} to validate{more}, {chips.dropped} {kind}; {shares}{kept}")
+        warn("warning: none of the ground is for validation: name a scene `...-val`, or give --split")
+    tell(f"chips: {chips.train} to train on, {chips.val} to validate{more}, {chips.dropped} {kind}; {shares}{kept}")
 
 
-def _scene_chips(
-    images: Path, labels: Path | None, folder: Path, options: TrainOptions, *, skip_unlabelled: bool
-) -> "ChipsSummary":
-    from pipeline.chips import write_chips
+def _check(images: Path, labels: Path | None, options: TrainOptions, *, skip_unlabelled: bool) -> "LabelReport":
+    """What the labels hold; what training would refuse is an error here."""
     from pipeline.labelcheck import check_labels
-    from pipeline.labels import labelled, list_images
-    from pipeline.split import check_scenes, read_split
 
     if labels is None:
         raise UsageError("--labels is missing: name the file or the folder of the scenes' labels")
     if not options.classes:
         raise UsageError("--class is missing: name each class, 0 first, as in --class background --class building")
-    with readable(options.split, "--split"):
-        split = read_split(options.split) if options.split else None
-    if split:
-        check_scenes(split, [image.stem for image in list_images(images)])
-    classes, bands = options.legend()[0], numbers(options.bands, "--bands", least=1)
     report = check_labels(
         images,
         existing(labels, "--labels"),
-        classes=classes,
+        classes=options.legend()[0],
         attribute=options.attribute,
-        bands=bands,
+        bands=numbers(options.bands, "--bands", least=1),
         boundary=options.boundary,
         objects=options.objects or None,
         unlabelled=skip_unlabelled,
     )
     report.raise_errors()
-    warn(report)
+    return report
+
+
+def _scene_chips(
+    images: Path, labels: Path | None, folder: Path, options: TrainOptions, ground: "Ground | None"
+) -> "ChipsSummary":
+    from pipeline.chips import write_chips
+    from pipeline.labels import labelled, list_images
+    from pipeline.split import check_scenes, read_split
+
+    with readable(options.split, "--split"):
+        split = read_split(options.split) if options.split else None
+    if split:
+        check_scenes(split, [image.stem for image in list_images(images)])
+    assert labels is not None  # noqa: S101 - checked before
     pairs, _ = labelled(images, labels)
     return write_chips(
         [pair.image for pair in pairs],
         [pair.labels for pair in pairs],
         folder / "chips.zarr",
-        classes=classes,
+        classes=options.legend()[0],
         size=options.edge,
         seed=options.seed,
         attribute=options.attribute,
         boundary=options.boundary,
         objects=options.objects or None,
         split=split,
-        bands=bands,
+        bands=numbers(options.bands, "--bands", least=1),
+        ground=ground,
         sealed=options.sealed,
         most=options.most,
     )

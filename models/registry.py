@@ -5,6 +5,7 @@ registry.json                 schema number; written first
 champion.json                 everybody who was ever champion, newest last: pointer and history are one file
 bundles/<digest>/             the bundle's files, bundle.json last, and what is told of it:
     item.json  gate.json  labels.json  report.html ...
+ground.json                   how ground is split, for good
 sealed/<sha256>.zip           sealed chips that a champion was accepted on
 outcomes/<fingerprint>.json   what became of the labels of this fingerprint: one attempt after the other
 
@@ -30,7 +31,7 @@ from models.errors import BundleError, ConflictError, RegistryError
 from models.registry_store import SCHEMES, Store, open_store
 
 SCHEMA = 1
-MARK, POINTER, INDEX = "registry.json", "champion.json", "bundle.json"
+MARK, POINTER, INDEX, GROUND = "registry.json", "champion.json", "bundle.json", "ground.json"
 TRIES = 3
 """After so many failures, labels are left alone until they change, or somebody wants another try."""
 PATIENCE = 20
@@ -297,6 +298,23 @@ class Registry:
         if found != digest:
             raise RegistryError(f"{path} has changed since it was sealed: restore it")
         return path
+
+    def ground(self) -> dict[str, Any] | None:
+        """How ground is split into what is trained on and what is sealed, as `keep_ground` took it."""
+        facts = _read_json(self.store, GROUND)[0]
+        return None if facts is None else dict(facts["ground"])
+
+    def keep_ground(self, ground: Mapping[str, Any]) -> None:
+        """Keep the split of the ground for good: chips may be cut anew elsewhere, and ground must not move.
+
+        Raises:
+            RegistryError: another split is kept already.
+        """
+        kept = self.ground()
+        if kept is None:
+            self.store.write(GROUND, _to_json({"schema": SCHEMA, "ground": dict(ground)}), None)
+        elif kept != dict(ground):
+            raise RegistryError(f"{self.place} keeps the split {kept}, the chips have {dict(ground)}: cut them anew")
 
     # the champion
 

@@ -12,7 +12,10 @@ from flows import retrain as module
 from flows.parameters import Options
 from flows.retrain import Job, Retraining, attempt, check, going_on, tidy
 from flows.training import TrainOptions
+from models.dataset import open_chips
+from models.errors import RegistryError
 from models.registry import Attempt, open_registry
+from models.sealed import seal
 from pipeline.errors import LabelError, UsageError
 from pipeline.labelset import survey
 
@@ -122,13 +125,46 @@ def test_a_run_that_was_killed_after_its_promotion_has_promoted(job, tmp_path):
     assert states(job) == ["running", "promoted"]
 
 
+SMALL = TrainOptions(classes=["ground", "square"], chip=64)
+
+
 def test_labels_that_change_while_chips_are_cut_are_left_to_the_next_run(job, monkeypatch):
-    def cut(*_, **__):
+    real = module.make_chips
+
+    def cut(*arguments, **how):
+        real(*arguments, **how)
         draw_scene(job.images, job.labels, NAMES[0], shift=3)
 
     monkeypatch.setattr(module, "make_chips", cut)
     with pytest.raises(LabelError, match="changed while it was read"):
-        module.make_samples.fn(job)
+        module.make_samples.fn(module.replace(job, training=SMALL))
+
+
+def test_ground_stays_split_as_it_was_when_chips_are_cut_anew(job):
+    job = module.replace(job, training=SMALL)
+    module.make_samples.fn(job)
+    kept = job.book.ground()
+    assert kept["sealed"] == 0.15
+    module.shutil.rmtree(job.chips)
+    module.make_samples.fn(job)
+    assert job.book.ground() == kept
+    module.shutil.rmtree(job.chips)
+    with pytest.raises(RegistryError, match="keeps the split"):
+        module.make_samples.fn(module.replace(job, options=Retraining(sealed=0.3)))
+
+
+def test_sealed_ground_is_never_trained_on(job, tmp_path):
+    draw_scene(job.images, job.labels, NAMES[3])
+    job = module.replace(job, training=SMALL, found=survey(job.images, job.labels))
+    module.make_samples.fn(job)
+    file = tmp_path / "sealed.zip"
+    seal(open_chips(job.chips), None, file)
+    champion = crowned(job.book, tmp_path, sealed=job.book.seal(file))
+    split = tmp_path / "split.csv"
+    split.write_text(f"scene,split\n{NAMES[3]},train\n")
+    moved = module.replace(job, champion=champion, training=module.replace(SMALL, split=split))
+    with pytest.raises(LabelError, match="sealed ground would be trained on"):
+        module.make_samples.fn(moved)
 
 
 def test_a_scene_that_cannot_be_segmented_decides_nothing(job, tmp_path, bundle):
