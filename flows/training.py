@@ -274,10 +274,11 @@ def make_chips(  # noqa: PLR0917 - where from, where to, how, and who is told
     if options.task == "classify":
         chips, kind = _image_chips(images, labels, folder, options), "left out"
     else:
+        split = _split(images, options)
         found = _check(images, labels, options, skip_unlabelled=skip_unlabelled)
         for problem in found.warnings:
             warn(problem.line())
-        chips, kind = _scene_chips(images, labels, folder, options, ground), "without a label"
+        chips, kind = _scene_chips(images, labels, folder, options, ground, split=split), "without a label"
     shares = ", ".join(f"{name} {share:.1%}" for name, share in chips.shares.items())
     more = f", {chips.sealed} sealed" * bool(chips.sealed) + f", {chips.left} not drawn" * bool(chips.left)
     kept = f"; {chips.kept} were there" * bool(chips.kept)
@@ -308,17 +309,31 @@ def _check(images: Path, labels: Path | None, options: TrainOptions, *, skip_unl
     return report
 
 
-def _scene_chips(
-    images: Path, labels: Path | None, folder: Path, options: TrainOptions, ground: "Ground | None"
-) -> "ChipsSummary":
-    from pipeline.chips import write_chips
-    from pipeline.labels import labelled, list_images
+def _split(images: Path, options: TrainOptions) -> dict[str, str] | None:
+    """The split of the scenes that a table names, each of which must be there."""
+    from pipeline.labels import list_images
     from pipeline.split import check_scenes, read_split
 
+    if options.split is None:
+        return None
     with readable(options.split, "--split"):
-        split = read_split(options.split) if options.split else None
-    if split:
-        check_scenes(split, [image.stem for image in list_images(images)])
+        split = read_split(options.split)
+    check_scenes(split, [image.stem for image in list_images(images)])
+    return split
+
+
+def _scene_chips(
+    images: Path,
+    labels: Path | None,
+    folder: Path,
+    options: TrainOptions,
+    ground: "Ground | None",
+    *,
+    split: dict[str, str] | None,
+) -> "ChipsSummary":
+    from pipeline.chips import write_chips
+    from pipeline.labels import labelled
+
     assert labels is not None  # noqa: S101 - checked before
     pairs, _ = labelled(images, labels)
     return write_chips(
