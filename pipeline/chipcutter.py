@@ -68,6 +68,7 @@ class Cutter:
             labels=np.pad(classes, rim, constant_values=IGNORE),
             radiometry=scene.radiometry,
             objects=None if objects is None else np.pad(_numbered(objects, classes), rim),
+            place=scene.georef.place(window.row, window.col),
         )
 
 

@@ -28,7 +28,7 @@ def choose(
         return None, {}
     candidates: dict[str, Candidates] = {source.name: {} for source in sources}
     for record in stay:
-        candidates[record.scene][record.place] = record.split
+        candidates[record.scene][record.first] = record.split
     for name, places in left.items():
         candidates[name] |= {(row, col): split for row, col, split in places}
     for source in sources:

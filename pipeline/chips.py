@@ -87,10 +87,10 @@ def write_chips(
         stay = [record for record in before if record.scene in same]
         known = {name: tuple(places) for name, places in (old or {}).get("left", {}).items() if name in same}
         chosen, left = choose(cutter.survey, sources, stay, known, most=most, seed=seed)
-        stay = [record for record in stay if chosen is None or record.place in chosen[record.scene]]
+        stay = [record for record in stay if chosen is None or record.first in chosen[record.scene]]
         writer = SlotWriter(group, len(classes), taken=before, kept=stay)
         for source in sources:
-            there = {record.place for record in stay if record.scene == source.name}
+            there = {record.first for record in stay if record.scene == source.name}
             for chip in cutter.cut(source, missing(source, same, there, chosen, size)):
                 writer.put(chip)
         writer.finish(_attributes(sources, recipe, seed, ground) | {"keys": keys, "left": left})

@@ -62,6 +62,8 @@ class Chip:
     radiometry: Radiometry
     objects: NDArray[np.uint16] | None = None
     """(S, S), which object of this chip, 0: none; None: nobody knows objects."""
+    place: str | None = None
+    """Of its first pixel on the Earth, as `Georef.place` names it."""
 
 
 @dataclass(frozen=True, order=True)
@@ -75,9 +77,11 @@ class Record:
     slot: int = field(compare=False)
     counts: tuple[int, ...] = field(compare=False)
     """Pixels of each class."""
+    place: str | None = field(default=None, compare=False)
+    """Of its first pixel on the Earth, as `Georef.place` names it."""
 
     @property
-    def place(self) -> tuple[int, int]:
+    def first(self) -> tuple[int, int]:
         """First row and column."""
         return self.row, self.col
 
@@ -134,7 +138,8 @@ class SlotWriter:
             for name, value in stored.items():
                 self._arrays[name][slot] = value
         counts = np.bincount(chip.labels.ravel(), minlength=256)[: self._classes]
-        self.records.append(Record(chip.scene, chip.row, chip.col, chip.split, slot, tuple(map(int, counts))))
+        pixels = tuple(map(int, counts))
+        self.records.append(Record(chip.scene, chip.row, chip.col, chip.split, slot, pixels, chip.place))
 
     def _free(self) -> int:
         while self._next in self._used:
@@ -154,7 +159,7 @@ class SlotWriter:
         if not self.records:
             raise LabelError("no chip holds a valid, labelled pixel")
         self.records.sort()
-        fields = ("scene", "row", "col", "split", "slot")
+        fields = ("scene", "row", "col", "split", "slot", "place")
         written = {
             "schema": SCHEMA,
             **attributes,

@@ -53,7 +53,8 @@ def test_attributes_tell_what_training_needs(tmp_path):
     attributes = dict(group.attrs)
     assert (attributes["schema"], attributes["bands"], attributes["dtype"]) == (2, ["b", "r"], "uint8")
     assert attributes["classes"] == [{"id": 0, "name": "ground"}, {"id": 1, "name": "roof"}]
-    assert attributes["chips"][1] == {"scene": "a-val", "row": 0, "col": 64, "split": "val", "slot": 1}
+    place = "dc3b29ba79ac/-9200000/1000064"
+    assert attributes["chips"][1] == {"scene": "a-val", "row": 0, "col": 64, "split": "val", "slot": 1, "place": place}
     assert attributes["ground"] == {"edge": 1024, "pixels": 2048, "seed": 0, "val": 0.2, "sealed": 0}
     assert (attributes["objects"], attributes["boundary"], attributes["seed"]) == ([], None, 4)
     assert list(attributes["scenes"]["a-val"]) == ["fingerprint", "labels", "origin"]
@@ -316,3 +317,15 @@ def test_the_drone_tiles_become_scenes_and_chips(data, tmp_path, monkeypatch):
     with (data / "satellite/oam_buildings_z21_split.csv").open() as table:
         shares = [float(r["building_frac"]) for r in csv.DictReader(table) if (r["area"], r["block"]) == ("2", "B")]
     assert summary.shares["building"] == pytest.approx(np.mean(shares), abs=0.01)
+
+
+def test_chips_of_the_same_ground_say_so(tmp_path):
+    for name in ("one", "two"):
+        write_tiff(tmp_path / f"{name}.tif", noise(3, 64, 64))
+        write_tiff(tmp_path / f"{name}-labels.tif", np.zeros((1, 64, 64), np.uint8))
+    images = [tmp_path / "one.tif", tmp_path / "two.tif"]
+    write_chips(images, tmp_path, tmp_path / "chips.zarr", classes=("a", "b"), size=32)
+    chips = zarr.open_group(tmp_path / "chips.zarr").attrs["chips"]
+    places = [{chip["place"] for chip in chips if chip["scene"] == name} for name in ("one", "two")]
+    assert places[0] == places[1]
+    assert len(places[0]) == 4

@@ -207,14 +207,15 @@ def test_an_approval_by_hand_promotes_and_wakes_the_run_at_the_next_look(watchin
 
 
 def test_a_verdict_in_prefect_decides_too(watching, asked):
+    watching.command("registry", "rollback", "registry", "--why=to have something to beat")
     watching.draw(*NAMES[:2])
     champion = watching.book.champion()
-    run = watching.retrain(promotion="approve", margin=0, old_tolerance=1, class_bound=1)
-    found = watching.state(run, "PAUSED", "COMPLETED", "FAILED")
-    if found["state_type"] == "PAUSED":
-        watching.site.ask(f"flow_runs/{run}/resume", {"run_input": {"promote": False, "why": "not today"}})
-        found = watching.state(run, "COMPLETED", "FAILED")
+    run = watching.retrain(promotion="approve")
+    assert watching.state(run, "PAUSED", "COMPLETED", "FAILED")["state_type"] == "PAUSED"
+    watching.site.ask(f"flow_runs/{run}/resume", {"run_input": {"verdict": "decline", "why": "not today"}})
+    found = watching.state(run, "COMPLETED", "FAILED")
     assert found["state_name"] == "Refused"
+    assert "not today" in found["state"]["message"]
     assert watching.book.champion() == champion
 
 
