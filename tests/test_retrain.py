@@ -1,5 +1,7 @@
 """What a retraining records when something goes wrong. The steps are faked, the registry and the labels are real."""
 
+import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,9 +10,11 @@ from drawn_bundle import draw_bundle
 from prefect.exceptions import TerminationSignal
 from prefect.logging import disable_run_logger
 
+from flows import challenge
 from flows import retrain as module
+from flows.challenge import Job, Retraining, going_on
 from flows.parameters import Options
-from flows.retrain import Job, Retraining, attempt, check, going_on, tidy
+from flows.retrain import attempt, check, tidy
 from flows.training import TrainOptions
 from models.dataset import open_chips
 from models.errors import RegistryError
@@ -92,7 +96,7 @@ def test_a_stopped_training_is_no_failure_and_keeps_its_folder(job, steps):
 
 def test_other_settings_train_in_another_folder_and_the_old_one_goes(job, steps):
     job.folder.mkdir()
-    other = module.replace(job, training=TrainOptions(classes=["ground", "square"], steps=7))
+    other = replace(job, training=TrainOptions(classes=["ground", "square"], steps=7))
     assert other.folder != job.folder
     steps(judge=raising(LabelError("x")))
     attempt(other)
@@ -101,7 +105,7 @@ def test_other_settings_train_in_another_folder_and_the_old_one_goes(job, steps)
 
 def test_what_was_decided_stays_decided_whatever_fails_afterwards(job, steps):
     def judge(*_):
-        job.book.record(job.found.fingerprint, Attempt("refused", "worse", run=str(module.flow_run.id)))
+        job.book.record(job.found.fingerprint, Attempt("refused", "worse", run=str(challenge.flow_run.id)))
         raise RuntimeError("the server is away")
 
     steps(judge=judge)
@@ -120,7 +124,7 @@ def test_a_run_that_was_killed_counts_as_failed(job):
 def test_a_run_that_was_killed_after_its_promotion_has_promoted(job, tmp_path):
     job.book.record(job.found.fingerprint, Attempt("running"))
     crowned(job.book, tmp_path, labels=job.found.fingerprint)
-    tidy(module.replace(job, champion=job.book.champion()))
+    tidy(replace(job, champion=job.book.champion()))
     assert job.book.settled(job.found.fingerprint)
     assert states(job) == ["running", "promoted"]
 
@@ -129,51 +133,49 @@ SMALL = TrainOptions(classes=["ground", "square"], chip=64)
 
 
 def test_labels_that_change_while_chips_are_cut_are_left_to_the_next_run(job, monkeypatch):
-    real = module.make_chips
+    real = challenge.make_chips
 
     def cut(*arguments, **how):
         real(*arguments, **how)
         draw_scene(job.images, job.labels, NAMES[0], shift=3)
 
-    monkeypatch.setattr(module, "make_chips", cut)
+    monkeypatch.setattr(challenge, "make_chips", cut)
     with pytest.raises(LabelError, match="changed while it was read"):
-        module.make_samples.fn(module.replace(job, training=SMALL))
+        challenge.make_samples.fn(replace(job, training=SMALL))
 
 
 def test_ground_stays_split_as_it_was_when_chips_are_cut_anew(job):
-    job = module.replace(job, training=SMALL)
-    module.make_samples.fn(job)
+    job = replace(job, training=SMALL)
+    challenge.make_samples.fn(job)
     kept = job.book.ground()
     assert kept["sealed"] == 0.15
-    module.shutil.rmtree(job.chips)
-    module.make_samples.fn(job)
+    shutil.rmtree(job.chips)
+    challenge.make_samples.fn(job)
     assert job.book.ground() == kept
-    module.shutil.rmtree(job.chips)
+    shutil.rmtree(job.chips)
     with pytest.raises(RegistryError, match="keeps the split"):
-        module.make_samples.fn(module.replace(job, options=Retraining(sealed=0.3)))
+        challenge.make_samples.fn(replace(job, options=Retraining(sealed=0.3)))
 
 
 def test_sealed_ground_is_never_trained_on(job, tmp_path):
     draw_scene(job.images, job.labels, NAMES[3])
-    job = module.replace(job, training=SMALL, found=survey(job.images, job.labels))
-    module.make_samples.fn(job)
+    job = replace(job, training=SMALL, found=survey(job.images, job.labels))
+    challenge.make_samples.fn(job)
     file = tmp_path / "sealed.zip"
     seal(open_chips(job.chips), None, file)
     champion = crowned(job.book, tmp_path, sealed=job.book.seal(file))
     split = tmp_path / "split.csv"
     split.write_text(f"scene,split\n{NAMES[3]},train\n")
-    moved = module.replace(job, champion=champion, training=module.replace(SMALL, split=split))
+    moved = replace(job, champion=champion, training=replace(SMALL, split=split))
     with pytest.raises(LabelError, match="sealed ground would be trained on"):
-        module.make_samples.fn(moved)
+        challenge.make_samples.fn(moved)
 
 
 def test_a_scene_that_cannot_be_segmented_decides_nothing(job, tmp_path, bundle):
     (job.images / "new.tif").write_bytes(b"half of a scene")
     champion = crowned(job.book, tmp_path)
     found = survey(job.images, job.labels)
-    changes, troubles = module.look_ahead(
-        module.replace(job, found=found, champion=champion), SimpleNamespace(path=bundle)
-    )
+    changes, troubles = challenge.look_ahead(replace(job, found=found, champion=champion), SimpleNamespace(path=bundle))
     assert changes == []
     assert len(troubles) == 1
     assert troubles[0].startswith("new.tif was left out of the shadow run: ")
@@ -194,4 +196,4 @@ def test_settings_that_no_labels_could_help_are_no_attempt(wrong):
     from models.errors import TrainingError
 
     with pytest.raises((UsageError, TrainingError)):
-        check(module.replace(TRAINING, **wrong))
+        check(replace(TRAINING, **wrong))
