@@ -15,7 +15,9 @@ from flows.artifacts import escape, plain, slug, table
 from flows.parameters import Options
 from flows.training import TrainOptions, make_chips
 from models.bundle import Bundle, open_bundle
-from models.registry import Attempt, Champion, Outcome, Registry, State
+from models.champions import Champion
+from models.outcomes import Attempt, Outcome, State
+from models.registry import Registry
 from pipeline.errors import LabelError, WidefieldError
 from pipeline.executors import make_executor
 from pipeline.housekeeping import make_folder

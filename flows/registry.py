@@ -13,7 +13,8 @@ from rich.text import Text
 from flows.show import out, plain, rows, say
 
 if TYPE_CHECKING:
-    from models.registry import Champion, Entry, Registry
+    from models.champions import Champion
+    from models.registry import Entry, Registry
 
 SHORT = 12
 """Digits of a digest that people are shown."""

@@ -20,7 +20,8 @@ from flows.artifacts import plain
 from flows.challenge import WHO, Job, Retraining, judge, make_samples, note, train_challenger
 from flows.parameters import Options
 from flows.training import TrainOptions
-from models.registry import Outcome, Registry, open_registry
+from models.outcomes import Outcome
+from models.registry import Registry, open_registry
 from pipeline.errors import LabelError, UsageError, WidefieldError
 from pipeline.housekeeping import make_folder
 from pipeline.labelset import LabelSet, survey

@@ -11,8 +11,10 @@ from drawn_bundle import draw_bundle
 from obstore.store import LocalStore, MemoryStore
 
 from models.bundle import open_bundle
+from models.champions import Champions
 from models.errors import BundleError, ConflictError, RegistryError
-from models.registry import Attempt, Registry, open_registry, resolve
+from models.outcomes import Attempt, Outcomes
+from models.registry import open_registry, resolve
 from models.registry_store import ObjectStore
 
 LABELS, OTHERS = "ab" * 32, "cd" * 32
@@ -261,20 +263,20 @@ def test_what_is_recorded_after_a_state_conflicts_where_it_is_another_by_now(reg
     assert (registry.outcome(LABELS).state, registry.outcome(OTHERS)) == ("refused", None)
 
 
-def meanwhile(monkeypatch, name, deed):
-    """Do something the first time that a method of registries is called, just before it."""
-    method, deeds = getattr(Registry, name), [deed]
+def meanwhile(monkeypatch, kind, name, deed):
+    """Do something the first time that a method of this class is called, just before it."""
+    method, deeds = getattr(kind, name), [deed]
 
-    def change(registry, *arguments, **more):
+    def change(self, *arguments, **more):
         if deeds:
             deeds.pop()()
-        return method(registry, *arguments, **more)
+        return method(self, *arguments, **more)
 
-    monkeypatch.setattr(Registry, name, change)
+    monkeypatch.setattr(kind, name, change)
 
 
-@pytest.mark.parametrize("moment", ["record", "_crown"])
-def test_of_an_approval_and_a_refusal_at_once_one_wins(registry, bundles, monkeypatch, moment):
+@pytest.mark.parametrize(("kind", "moment"), [(Outcomes, "record"), (Champions, "crown")])
+def test_of_an_approval_and_a_refusal_at_once_one_wins(registry, bundles, monkeypatch, kind, moment):
     registry.add(bundles[0])
     registry.record(LABELS, Attempt("waiting", bundle=bundles[0].digest))
     verdicts = []
@@ -286,11 +288,11 @@ def test_of_an_approval_and_a_refusal_at_once_one_wins(registry, bundles, monkey
         except ConflictError:
             verdicts.append("conflict")
 
-    meanwhile(monkeypatch, moment, decline)
+    meanwhile(monkeypatch, kind, moment, decline)
     with contextlib.suppress(ConflictError):
         registry.approve(bundles[0].digest, by="ann")
     crowned = registry.champion() is not None
-    expected = {"record": (["declined"], "refused", False), "_crown": (["conflict"], "promoted", True)}
+    expected = {"record": (["declined"], "refused", False), "crown": (["conflict"], "promoted", True)}
     assert (verdicts, registry.outcome(LABELS).state, crowned) == expected[moment]
 
 
@@ -298,7 +300,7 @@ def test_a_challenger_that_cannot_be_crowned_waits_as_before(registry, bundles, 
     for bundle in bundles:
         registry.add(bundle)
     registry.record(LABELS, Attempt("waiting", "better", bundles[0].digest))
-    meanwhile(monkeypatch, "_crown", lambda: crown(registry, bundles[1]))
+    meanwhile(monkeypatch, Champions, "crown", lambda: crown(registry, bundles[1]))
     with pytest.raises(ConflictError, match="compare with that one"):
         registry.approve(bundles[0].digest, by="ann")
     assert registry.outcome(LABELS).attempts[-1].reason == "better"

@@ -6,7 +6,8 @@ from drawn_bundle import draw_bundle
 from drawn_scenes import noise, write_tiff
 
 from flows.parameters import Options
-from models.registry import Attempt, open_registry
+from models.outcomes import Attempt
+from models.registry import open_registry
 
 LABELS = "cd" * 32
 

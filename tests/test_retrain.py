@@ -18,7 +18,8 @@ from flows.retrain import attempt, check, tidy
 from flows.training import TrainOptions
 from models.dataset import open_chips
 from models.errors import RegistryError
-from models.registry import Attempt, open_registry
+from models.outcomes import Attempt
+from models.registry import open_registry
 from models.sealed import seal
 from pipeline.errors import LabelError, UsageError
 from pipeline.labelset import survey

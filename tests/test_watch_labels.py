@@ -6,7 +6,8 @@ import pytest
 from drawn_archive import NAMES, draw_scene
 
 from flows import watch_labels as module
-from models.registry import Attempt, open_registry
+from models.outcomes import Attempt
+from models.registry import open_registry
 from pipeline.labelset import survey
 from pipeline.workshop import alone
 
