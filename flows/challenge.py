@@ -26,7 +26,7 @@ from pipeline.shadow import Shadow, shadow
 
 if TYPE_CHECKING:
     from models.dataset import Chips
-    from models.promotion import Gate, Rules
+    from models.verdict import Gate, Rules
 
 WHO = "retrain"
 """Who promotes, in the registry's history."""
@@ -64,7 +64,7 @@ class Retraining(BaseModel):
 
     def rules(self) -> "Rules":
         """What the gate asks for."""
-        from models.promotion import Rules
+        from models.verdict import Rules
 
         return Rules(margin=self.margin, old_tolerance=self.old_tolerance, class_bound=self.class_bound)
 

@@ -19,8 +19,8 @@ of as many cells. Where two models are equally good and neither errs in rare cel
 first rule in 3 to 6 of 100 comparisons, whatever the number of cells; without, four cells let 10 to 16 pass.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -29,104 +29,11 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 
 from models.bootstrap import Difference, Floats, Statistic, drawn, iou, paired
-from models.bundle import Bundle, load_module
+from models.bundle import Bundle
+from models.contest import Ground, Predictor, Side, eager, stack
 from models.dataset import Chips
-from models.errors import TrainingError
 from models.metrics import Counts
-from models.sampling import normalised
-from models.scoring import Scorer
-from models.sealed import class_table, counted, unseen
-from models.spec import NODATA
-
-SCHEMA = 1
-
-Labels = NDArray[np.uint8]
-Predict = Callable[[Chips, int], tuple[Labels, NDArray[np.float32]]]
-"""Class ids (S, S) of one chip, as the bundle numbers them, and the probability of each."""
-Predictor = Callable[[Bundle], Predict]
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What the gate asks for."""
-
-    margin: float = 0.0
-    """Mean IoU by which the challenger must surely be better on old and new ground together."""
-    old_tolerance: float = 0.01
-    """Mean IoU that it may lose on the old ground."""
-    class_bound: float = 0.02
-    """IoU that any class of the champion's may lose."""
-    level: float = 0.95
-    """Of the intervals."""
-    draws: int = 2000
-    """Of cells."""
-    seed: int = 0
-    least_cells: int = 4
-    """With fewer sealed cells, nothing can be shown."""
-
-
-@dataclass(frozen=True)
-class Gate:
-    """What the gate found, whichever way it went."""
-
-    accepted: bool
-    reasons: tuple[str, ...]
-    """Each rule with its numbers, passed or not."""
-    rules: Rules
-    challenger: str
-    """Digest."""
-    champion: str | None
-    """Digest; None: there was none, and the challenger is measured against the commonest class."""
-    cells: dict[str, int]
-    """Sealed cells of `old` and `new` ground and of both `together`, where a cell of both counts once."""
-    together: Difference | None = None
-    """In mean IoU, on old and new ground."""
-    old: Difference | None = None
-    """Likewise, on the old ground alone."""
-    classes: dict[str, dict[str, Any]] | None = None
-    """By name: IoU of `challenger` and `champion`, and `difference`, on old and new ground; None where it has none."""
-    scores: dict[str, Any] | None = None
-    """All scores (`models.scoring`) of `challenger` and `champion`, with `ece`, on old and new ground."""
-    stranger: bool = False
-    """Whether the champion was trained elsewhere, so that it may have learnt from sealed ground."""
-    shadow: tuple[dict[str, Any], ...] = ()
-    """What would change on scenes without labels: told by the caller."""
-
-    def with_shadow(self, scenes: Sequence[Any]) -> "Gate":
-        """The same, with what would change on each scene: dictionaries, or values with `to_json`."""
-        told = tuple(dict(scene.to_json() if hasattr(scene, "to_json") else scene) for scene in scenes)
-        return replace(self, shadow=told)
-
-    def to_json(self) -> dict[str, Any]:
-        """As the registry keeps it."""
-        found = {"together": self.together, "old": self.old}
-        return {
-            "schema": SCHEMA,
-            "accepted": self.accepted,
-            "reasons": list(self.reasons),
-            "rules": asdict(self.rules),
-            "challenger": self.challenger,
-            "champion": self.champion,
-            "cells": self.cells,
-            "differences": {name: value.facts() if value else None for name, value in found.items()},
-            "classes": self.classes,
-            "scores": self.scores,
-            "stranger": self.stranger,
-            "shadow": list(self.shadow),
-        }
-
-    def lines(self) -> list[str]:
-        """The same for people: the verdict, the reasons, IoU by class, calibration, changes."""
-        rival = f"champion {self.champion[:12]}" if self.champion else "the commonest class everywhere"
-        lines = [f"{'accepted' if self.accepted else 'refused'}: {self.challenger[:12]} against {rival}", *self.reasons]
-        if self.stranger:
-            lines.append("the champion was not trained by this loop: it may have learnt from sealed ground")
-        for name, told in (self.classes or {}).items():
-            lines.append(f"IoU of {name}: {_number(told['challenger'])} against {_number(told['champion'])}")
-        for side, scores in (self.scores or {}).items():
-            lines.append(f"calibration error of the {side}: {_number(scores.get('ece'))}")
-        lines += [f"{scene['scene']}: {scene['changed']:.2%} of the pixels would change" for scene in self.shadow]
-        return lines
+from models.verdict import Gate, Rules, number
 
 
 def compare(
@@ -134,7 +41,7 @@ def compare(
     champion: Bundle | None,
     old: Chips | None,
     new: Chips | None,
-    rules: Rules = Rules(),
+    rules: Rules = Rules(),  # noqa: B008 - frozen
     *,
     predictor: Predictor | None = None,
     stranger: bool = False,
@@ -155,120 +62,24 @@ def compare(
     Raises:
         TrainingError: a bundle does not take the bands of the chips.
     """
-    ground = _Ground.of(challenger, champion, old, new)
+    ground = Ground.of(challenger, champion, old, new)
     make = predictor or eager
-    mine = _Side.measure(make(challenger), challenger, ground)
+    mine = Side.measure(make(challenger), challenger, ground)
     if champion is not None:
-        theirs = _Side.measure(make(champion), champion, ground)
+        theirs = Side.measure(make(champion), champion, ground)
         return replace(_against(theirs, mine, challenger, champion, rules), stranger=stranger)
     return _first(mine, challenger, rules)
 
 
-def eager(bundle: Bundle) -> Predict:
-    """Whole chips through the network as PyTorch runs it, in fp32."""
-    import torch
-
-    module, spec = load_module(bundle), bundle.spec
-    wanted = tuple(band.name for band in spec.bands)
-
-    @torch.inference_mode()
-    def predict(chips: Chips, index: int) -> tuple[Labels, NDArray[np.float32]]:
-        if chips.header.bands != wanted:
-            got = ", ".join(chips.header.bands)
-            raise TrainingError(f"{bundle.path} takes the bands {', '.join(wanted)}, but chips have {got}")
-        x, _, _ = normalised(chips, index, spec.bands)
-        best = module(x[None]).float().softmax(1)[0].max(0)
-        labels, confidence = best.indices.to(torch.uint8).numpy(), best.values.numpy()
-        if labels.ndim == 0:  # a classifier says one thing about the whole chip
-            return np.full(x.shape[1:], labels), np.full(x.shape[1:], confidence)
-        return labels, confidence
-
-    return predict
-
-
-@dataclass(frozen=True)
-class _Ground:
-    """The chips to compare on, under one table of classes."""
-
-    names: tuple[str, ...]
-    """Classes: the challenger's, the champion's that it lacks, and those that only labels have."""
-    objects: tuple[int, ...]
-    boundary: int | None
-    old: list[tuple[Chips, int]]
-    new: list[tuple[Chips, int]]
-
-    @classmethod
-    def of(cls, challenger: Bundle, champion: Bundle | None, old: Chips | None, new: Chips | None) -> "_Ground":
-        known = [entry.name for bundle in (challenger, champion) if bundle for entry in bundle.spec.classes]
-        drawn = [entry.name for chips in (old, new) if chips for entry in chips.header.classes]
-        names = tuple(dict.fromkeys((*known, *drawn)))
-        return cls(
-            names,
-            challenger.spec.objects,
-            challenger.spec.boundary,
-            [(old, index) for index in counted(old)] if old else [],
-            [(new, index) for index in unseen(new, old)] if new else [],
-        )
-
-    def scorer(self) -> Scorer:
-        return Scorer(self.names, self.objects, self.boundary)
-
-
-@dataclass(frozen=True)
-class _Side:
-    """What one bundle predicts on the old and the new ground."""
-
-    old: Scorer
-    new: Scorer
-    together: Scorer
-
-    @classmethod
-    def measure(cls, predict: Predict, bundle: Bundle, ground: _Ground) -> "_Side":
-        own = np.full(256, NODATA, np.uint8)
-        for entry in bundle.spec.classes:
-            own[entry.id] = ground.names.index(entry.name)
-        old, new, together = (ground.scorer() for _ in range(3))
-        for scorer, sources in ((old, ground.old), (new, ground.new)):
-            for chips, index in sources:
-                _count(scorer, predict, own, chips, index, class_table(chips, ground.names))
-            together.include(scorer)
-        return cls(old, new, together)
-
-    @property
-    def cells(self) -> dict[str, int]:
-        sides = {"old": self.old, "new": self.new, "together": self.together}
-        return {name: len(_stack(scorer)) for name, scorer in sides.items()}
-
-
-def _count(scorer: Scorer, predict: Predict, own: Labels, chips: Chips, index: int, table: Labels) -> None:  # noqa: PLR0917 - one caller
-    labels = np.where(chips.known(index), table[np.asarray(chips.labels[index])], np.uint8(NODATA))
-    predicted, confidence = predict(chips, index)
-    objects = None if chips.objects is None else np.asarray(chips.objects[index])
-    scorer.add(
-        labels,
-        own[predicted],
-        block=chips.cells(index),
-        objects=objects if objects is not None and objects.any() else None,
-        confidence=confidence,
-    )
-
-
-def _stack(scorer: Scorer) -> Counts:
-    """(B, K, K) of the cells with a labelled pixel, in an order that follows from their names alone."""
-    size = len(scorer.names)
-    blocks = [scorer.blocks[name] for name in sorted(scorer.blocks) if scorer.blocks[name].any()]
-    return np.array(blocks, np.int64).reshape(-1, size, size)
-
-
-def _against(theirs: _Side, mine: _Side, challenger: Bundle, champion: Bundle, rules: Rules) -> Gate:
+def _against(theirs: Side, mine: Side, challenger: Bundle, champion: Bundle, rules: Rules) -> Gate:
     gate = Gate(False, (), rules, challenger.digest, champion.digest, mine.cells)
     if (reason := _too_little(mine, rules)) is not None:
         return replace(gate, reasons=(reason,))
-    ours, others = _stack(mine.together), _stack(theirs.together)
+    ours, others = stack(mine.together), stack(theirs.together)
     own = [entry.name for entry in champion.spec.classes]
     places = [mine.together.names.index(name) for name in own]
     both = difference(ours, others, labelled_iou, rules)
-    old = difference(_stack(mine.old), _stack(theirs.old), partial(labelled_iou, of=places), rules)
+    old = difference(stack(mine.old), stack(theirs.old), partial(labelled_iou, of=places), rules)
     classes = _classes(mine, ours, others, rules)
     checks = [
         _better(both, ours, others, rules),
@@ -287,12 +98,12 @@ def _against(theirs: _Side, mine: _Side, challenger: Bundle, champion: Bundle, r
     )
 
 
-def _first(mine: _Side, challenger: Bundle, rules: Rules) -> Gate:
+def _first(mine: Side, challenger: Bundle, rules: Rules) -> Gate:
     """Nobody is champion yet: the challenger has to be better than a model that has learnt nothing."""
     gate = Gate(False, (), rules, challenger.digest, None, mine.cells)
     if (reason := _too_little(mine, replace(rules, least_cells=1))) is not None:
         return replace(gate, reasons=(reason,))
-    ours = _stack(mine.together)
+    ours = stack(mine.together)
     commonest = int(ours.sum((0, 2)).argmax())
     blind = np.zeros_like(ours)
     blind[:, :, commonest] = ours.sum(2)
@@ -313,12 +124,12 @@ def _first(mine: _Side, challenger: Bundle, rules: Rules) -> Gate:
     )
 
 
-def _too_little(mine: _Side, rules: Rules) -> str | None:
+def _too_little(mine: Side, rules: Rules) -> str | None:
     """Why nothing can be shown on this ground, if so."""
     if (found := mine.cells["together"]) < rules.least_cells:
         what = f"{found} cells of sealed ground with labels that people made, at least {rules.least_cells} are needed"
         return f"failed: {what}: it cannot be shown that the challenger is better"
-    there = np.flatnonzero(_stack(mine.together).sum((0, 2)))
+    there = np.flatnonzero(stack(mine.together).sum((0, 2)))
     if len(there) < 2:
         what = f"the only class on sealed ground is {mine.together.names[there[0]]}"
         return f"failed: {what}: it cannot be shown that the challenger tells it from others"
@@ -358,7 +169,7 @@ def difference(ours: Counts, others: Counts, statistic: Statistic, rules: Rules)
     return Difference(found.value, min(found.low, found.value - half), max(found.high, found.value + half))
 
 
-def _classes(mine: _Side, ours: Counts, others: Counts, rules: Rules) -> dict[str, dict[str, Any]]:
+def _classes(mine: Side, ours: Counts, others: Counts, rules: Rules) -> dict[str, dict[str, Any]]:
     sides = [counts.sum(0) for counts in (ours, others)]
     return {
         name: {
@@ -399,7 +210,7 @@ def _end(found: Difference, cells: int, rules: Rules) -> tuple[float, str]:
 def _no_fall(classes: dict[str, dict[str, Any]], names: Sequence[str], rules: Rules) -> tuple[bool, str]:
     falls = {name: _fall(classes[name]) for name in names}
     worst = max(falls, key=lambda name: falls[name])
-    found = f"{worst} loses most: {_number(classes[worst]['champion'])} to {_number(classes[worst]['challenger'])}"
+    found = f"{worst} loses most: {number(classes[worst]['champion'])} to {number(classes[worst]['challenger'])}"
     ends = classes[worst]["difference"]
     if ends["low"] is not None:
         found += f", {rules.level:.0%} interval of the difference [{ends['low']:+.4f}, {ends['high']:+.4f}]"
@@ -428,7 +239,3 @@ def _interval(difference: Difference, rules: Rules) -> str:
 
 def _known(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

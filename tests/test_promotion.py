@@ -8,9 +8,10 @@ from drawn_bundle import draw_bundle
 
 from models.dataset import open_chips
 from models.errors import TrainingError
-from models.promotion import Rules, compare, difference, labelled_iou
+from models.promotion import compare, difference, labelled_iou
 from models.sealed import counted, fingerprint, leaked, open_sealed, seal, unseen
 from models.spec import Class
+from models.verdict import Rules
 
 NAMES = ("ground", "square")
 CELLS = 6
