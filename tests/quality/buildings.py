@@ -23,7 +23,7 @@ from pipeline.chips import write_chips
 from pipeline.labels import list_images
 from pipeline.resources import cores
 
-SEEDS = (0, 1)
+SEEDS = (0,)
 BUDGET = {"steps": 600, "batch": 8, "crop": 256, "lr": 1.5e-3, "warmup": 60, "foreground": 0.25}
 """Both networks', beside the default augmentation, loss and optimiser."""
 
