@@ -13,7 +13,6 @@ from drawn_scenes import noise, write_tiff
 from prefect_site import ROOT, Site
 
 from flows.deployments import read_project
-from flows.watch import ARRIVED
 from pipeline.ledger import Ledger
 from pipeline.verify import verify
 
@@ -212,13 +211,16 @@ def test_a_rerun_keeps_what_was_on_record(team, cancelled, drained):
     assert verify(Path(asked["out"]) / "large").problems == ()
 
 
-def test_the_server_holds_the_automation_that_the_file_says(team):
-    (automation,) = team.site.ask("automations/filter")
-    (trigger,) = next(each for each in read_project(ROOT / "prefect.yaml").deployments if each.triggers).triggers
-    assert automation["enabled"]
-    assert automation["trigger"]["expect"] == trigger.expect == [ARRIVED]
-    assert automation["trigger"]["match"] == trigger.match
-    assert automation["actions"][0]["parameters"] == trigger.parameters
+def test_the_server_holds_the_automations_that_the_file_says(team):
+    held = {each["name"].partition("__")[0]: each for each in team.site.ask("automations/filter")}
+    project = read_project(ROOT / "prefect.yaml")
+    written = {each.name: trigger for each in project.deployments for trigger in each.triggers}
+    assert held.keys() == written.keys() == {"on-new-scenes", "on-new-labels"}
+    for name, trigger in written.items():
+        assert held[name]["enabled"]
+        assert held[name]["trigger"]["expect"] == trigger.expect
+        assert held[name]["trigger"]["match"] == trigger.match
+        assert (held[name]["actions"][0]["parameters"] or {}) == trigger.parameters
 
 
 def test_no_action_of_the_automation_failed(team, arrival):

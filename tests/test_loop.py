@@ -206,6 +206,7 @@ def test_an_approval_by_hand_promotes_and_wakes_the_run_at_the_next_look(watchin
     assert watching.state(asked["id"], "COMPLETED")["state_name"] == "Promoted"
 
 
+@pytest.mark.slow
 def test_a_verdict_in_prefect_decides_too(watching, asked):
     watching.command("registry", "rollback", "registry", "--why=to have something to beat")
     watching.draw(*NAMES[:2])
@@ -231,6 +232,7 @@ def test_labels_that_fail_leave_the_champion_and_say_why(watching, asked):
     assert watching.book.champion() == champion
 
 
+@pytest.mark.slow
 def test_a_cancelled_training_leaves_a_checkpoint_and_can_be_tried_again(watching, asked):
     watching.draw(NAMES[1], shift=2)
     run = watching.site.start(
