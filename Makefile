@@ -27,8 +27,8 @@ lint: setup  ## style, types, arrows
 test: lint  ## everything that CI runs
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
-test-slow: setup  ## every network with every decoder and output stride, exported; width 1, too
-	$(BIN)/python -m pytest -n 2 -m slow
+test-slow: setup  ## every network with every decoder and output stride, exported; approvals and failures of retrainings
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
 
 test-nasty: setup  ## every file of the nasty archive, in processes of their own; writes docs/nasty.md
 	$(BIN)/python -m tests.nasty
