@@ -52,7 +52,7 @@ def _names() -> list[str]:
 
 def _network(spec: ModelSpec) -> dict[str, Any]:
     """What a configuration says of a network."""
-    plan = spec.architecture
+    plan = spec.trained
     network: dict[str, Any] = {"encoder": plan.encoder, "width": plan.width, "variant": dict(plan.variant)}
     if plan.decoder is None:
         return {"task": "classify", **network}

@@ -92,7 +92,9 @@ def count_parameters(bundle: Bundle) -> int:
 
 
 def _architecture(spec: ModelSpec) -> str:
-    built = spec.architecture
+    if spec.imported:
+        return "imported ONNX graph"
+    built = spec.trained
     parts = [built.encoder.replace("_", " ").capitalize(), f"width {built.width:g}"]
     parts.append("classifier" if built.decoder is None else {"unet": "U-Net", "fpn": "FPN"}[built.decoder])
     return ", ".join(parts)
@@ -149,7 +151,7 @@ def _class(entry: Class) -> Json:
 
 def _hyperparameters(spec: ModelSpec, training: Json) -> Json:
     """What a user of the model needs and MLM has no field for, and what it was trained with."""
-    built = spec.architecture
+    names = ("encoder", "width", "decoder", "output_stride")
     facts = {
         "tile_size": spec.tiles[-1],
         "tile_sizes": list(spec.tiles),
@@ -157,10 +159,7 @@ def _hyperparameters(spec: ModelSpec, training: Json) -> Json:
         "stride": spec.stride,
         "gsd_min_m": spec.resolution[0] if spec.resolution else None,
         "gsd_max_m": spec.resolution[1] if spec.resolution else None,
-        "encoder": built.encoder,
-        "width": built.width,
-        "decoder": built.decoder,
-        "output_stride": built.output_stride,
+        **{name: getattr(spec.architecture, name, None) for name in names},
         **{name: training.get(name) for name in ("steps", "batch", "crop", "lr", "weight_decay", "warmup", "seed")},
     }
     return {name: value for name, value in facts.items() if value is not None}

@@ -15,8 +15,9 @@ def network_from_spec(spec: ModelSpec, *, aux: bool = False) -> Segmenter | Clas
 
     Raises:
         ValueError: there is no such network.
+        BundleError: the network was not trained here.
     """
-    plan, bands, classes = spec.architecture, len(spec.bands), len(spec.classes)
+    plan, bands, classes = spec.trained, len(spec.bands), len(spec.classes)
     variant: dict[str, Any] = dict(plan.variant)
     check_variant(plan.encoder, variant)
     if plan.decoder is None:

@@ -4,20 +4,26 @@ A `ModelSpec` travels in every bundle as `spec.json`. It holds no weights and im
 run costs nothing.
 """
 
-from typing import Annotated, Final, Literal, Self
+from collections.abc import Sequence
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-SCHEMA: Final = 3
-"""Version of `spec.json`; 2, which knew no objects, and 1, which had neither variants of encoders nor classifiers, are
-read as well."""
+from models.errors import BundleError
+
+SCHEMA: Final = 4
+"""Version of `spec.json`; 3, which knew neither imported networks nor thresholds nor planes of probabilities, 2, which
+knew no objects, and 1, which had neither variants of encoders nor classifiers, are read as well."""
 NODATA: Final = 255
 """The value of every uint8 plane where the scene is invalid; never a class."""
 WIDE_NODATA: Final = 65535
 """Likewise in a published mask of uint16, which a legend with a code above 254 needs."""
 
 DType = Literal["uint8", "uint16", "int16", "float32"]
-Plane = Literal["labels", "confidence"]
+Plane = str
+"""`labels`, `confidence` (of the best class), or `probability-<class>`."""
+PROBABILITY: Final = "probability-"
+"""Begins the name of the plane of one class's probability."""
 Colour = Annotated[str, Field(pattern=r"^#[0-9A-F]{6}$")]
 ClassName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
@@ -73,12 +79,41 @@ class Architecture(Value):
     """Pixels between two logits; they are enlarged to the input's size bilinearly."""
 
 
+class Imported(Value):
+    """A network that was trained elsewhere: its maker's ONNX graph, which the bundle holds as `network.onnx`."""
+
+    format: Literal["onnx"] = "onnx"
+    input: str
+    """Name of the tensor (N, C, H, W), float32, normalised, that enters the graph."""
+    output: str
+    """Name of the tensor (N, `channels`, H / `output_stride`, W / `output_stride`) that is taken from it."""
+    channels: Annotated[int, Field(ge=1, le=NODATA)]
+    """One a class; or 1, the second class of two."""
+    activation: Literal["logits", "softmax", "sigmoid"] = "logits"
+    """What the output has been through already; `sigmoid` with one channel alone."""
+    output_stride: Annotated[int, Field(ge=1)] = 1
+    """Pixels between two answers; they are enlarged to the input's size bilinearly."""
+    batch: Annotated[int, Field(ge=1)] | None = None
+    """The only number of images that the graph takes; None: any."""
+    edge: Annotated[int, Field(ge=1)] | None = None
+    """The only height and width that the graph takes, in pixels; None: every multiple of the stride."""
+
+
+def _origin(architecture: Any) -> str:
+    """Tag of an architecture, as a value or as JSON has it."""
+    if isinstance(architecture, dict):
+        return "imported" if "format" in architecture or "channels" in architecture else "trained"
+    return "imported" if isinstance(architecture, Imported) else "trained"
+
+
 class ModelSpec(Value):
     """A model as the rest of the system sees it: a segmenter, or a classifier of square patches."""
 
-    schema_version: Literal[1, 2, 3] = SCHEMA
+    schema_version: Literal[1, 2, 3, 4] = SCHEMA
     name: ClassName
-    architecture: Architecture
+    architecture: Annotated[
+        Annotated[Architecture, Tag("trained")] | Annotated[Imported, Tag("imported")], Discriminator(_origin)
+    ]
     bands: Annotated[tuple[Band, ...], Field(min_length=1)]
     dtypes: Annotated[tuple[DType, ...], Field(min_length=1)]
     """Pixel types that may enter; a range in `bands` is meant in the band's unit, not in these."""
@@ -90,6 +125,8 @@ class ModelSpec(Value):
     boundary: int | None = None
     """Id of the class that keeps touching objects apart."""
     planes: tuple[Plane, ...] = ("labels", "confidence")
+    threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Of two classes: the probability from which on a pixel is the second; None: the more probable class."""
     stride: Annotated[int, Field(ge=1)] = 32
     """Total stride of the network, in pixels: core, halo and tile are multiples of it."""
     halo: Annotated[int, Field(ge=0)]
@@ -127,10 +164,36 @@ class ModelSpec(Value):
         return self
 
     @model_validator(mode="after")
+    def _check_planes(self) -> Self:
+        check_planes(self.planes, self.classes)
+        if self.threshold is not None and len(self.classes) != 2:
+            raise ValueError(
+                f"threshold {self.threshold} with {len(self.classes)} classes: only two are parted by one, leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_import(self) -> Self:
+        plan, classes = self.imported, len(self.classes)
+        if plan is None:
+            return self
+        if plan.channels not in ({1, 2} if classes == 2 else {classes}):
+            raise ValueError(f"the graph has {plan.channels} channels for {classes} classes: one a class, or 1 for two")
+        if plan.activation == ("softmax" if plan.channels == 1 else "sigmoid"):
+            raise ValueError(
+                f"activation {plan.activation} of {plan.channels} channels: sigmoid is of one, softmax of several"
+            )
+        if plan.edge is not None and self.tiles != (plan.edge,):
+            raise ValueError(f"tiles are {self.tiles}: the graph takes {plan.edge} pixels alone")
+        if self.stride % plan.output_stride:
+            raise ValueError(f"stride {self.stride} is no multiple of the graph's output stride {plan.output_stride}")
+        return self
+
+    @model_validator(mode="after")
     def _check_sizes(self) -> Self:
         if len({b.name for b in self.bands}) != len(self.bands):
             raise ValueError("band names repeat")
-        if (self.architecture.decoder is None) != (self.cell > 1):
+        if (self.imported is None and self.trained.decoder is None) != (self.cell > 1):
             raise ValueError(f"cell is {self.cell}: a classifier has patches of several pixels, a segmenter has cell 1")
         if self.cell > 1 and (self.stride != self.cell or self.halo):
             raise ValueError(f"stride {self.stride}, halo {self.halo}: a classifier's are its cell, {self.cell}, and 0")
@@ -145,6 +208,51 @@ class ModelSpec(Value):
         if self.tiles[0] <= 2 * self.halo:
             raise ValueError(f"tile {self.tiles[0]} leaves no core with halo {self.halo}")
         return self
+
+    @property
+    def imported(self) -> Imported | None:
+        """The network's description if it was trained elsewhere."""
+        return self.architecture if isinstance(self.architecture, Imported) else None
+
+    @property
+    def trained(self) -> Architecture:
+        """The network's description if it was trained here.
+
+        Raises:
+            BundleError: it was trained elsewhere.
+        """
+        if isinstance(self.architecture, Imported):
+            raise BundleError(
+                f"bundle {self.name} holds an imported ONNX graph, which is neither trained nor run by PyTorch: take a "
+                "bundle that was trained here"
+            )
+        return self.architecture
+
+
+def probability_of(plane: str, classes: Sequence[Class]) -> int | None:
+    """Id of the class whose probability a plane holds; None for `labels` and `confidence`.
+
+    Raises:
+        ValueError: there is no such plane.
+    """
+    if plane in {"labels", "confidence"}:
+        return None
+    named = {PROBABILITY + entry.name: entry.id for entry in classes}
+    if plane not in named:
+        raise ValueError(f"plane {plane}: planes are labels, confidence, {', '.join(named)}")
+    return named[plane]
+
+
+def check_planes(planes: Sequence[str], classes: Sequence[Class]) -> None:
+    """Planes exist, and each is named once.
+
+    Raises:
+        ValueError: they don't, or there are none.
+    """
+    for plane in planes:
+        probability_of(plane, classes)
+    if not planes or len(set(planes)) < len(planes):
+        raise ValueError(f"planes {', '.join(planes) or 'none'}: name one at least, and each once")
 
 
 def check_objects(objects: tuple[int, ...], boundary: int | None, classes: int) -> None:

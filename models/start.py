@@ -58,7 +58,7 @@ def settled(config: TrainConfig) -> TrainConfig:
     if not start.is_dir():
         return replace(config, variant={**_published(start, config).variant, **config.variant})
     bundle = open_bundle(start)
-    config = replace(config, variant={**bundle.spec.architecture.variant, **config.variant})
+    config = replace(config, variant={**bundle.spec.trained.variant, **config.variant})
     _check_architecture(bundle, config)
     return config
 
@@ -72,7 +72,7 @@ def _load_bundle(module: Network, bundle: Bundle) -> str:
 
 
 def _check_architecture(bundle: Bundle, config: TrainConfig) -> None:
-    theirs = bundle.spec.architecture
+    theirs = bundle.spec.trained
     ours = Architecture(encoder=config.encoder, width=config.width, variant=dict(config.variant))
     for name in ("encoder", "width", "variant"):
         if getattr(theirs, name) != getattr(ours, name):

@@ -111,7 +111,7 @@ def test_opening_a_bundle_loads_no_torch(tmp_path):
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize("version", [1, 2, 3, 4])
 def test_specs_of_all_schemas_are_read(version):
     written = SPEC.model_dump(mode="json", exclude={"objects", "boundary"}) | {"schema_version": version}
     assert (ModelSpec.model_validate(written).objects, ModelSpec.model_validate(written).boundary) == ((), None)

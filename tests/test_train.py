@@ -75,7 +75,7 @@ def test_a_bundle_says_what_the_chips_and_the_settings_said(config):
     spec = train(replace(config, name="squares", colors=("#000000", "#FF0000"), codes=(0, 40), attribution="me")).spec
     assert [(c.name, c.color, c.code) for c in spec.classes] == [("ground", "#000000", 0), ("square", "#FF0000", 40)]
     assert [band.name for band in spec.bands] == ["b0", "b1", "b2"]
-    assert (spec.schema_version, spec.objects, spec.boundary) == (3, (1,), None)
+    assert (spec.schema_version, spec.objects, spec.boundary) == (4, (1,), None)
     assert (spec.dtypes, spec.attribution, spec.stride) == (("uint8",), "me", 32)
 
 
