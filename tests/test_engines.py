@@ -10,7 +10,7 @@ from drawn_bundle import draw_bundle
 
 from models.engines import build
 from models.engines import prepare as preparing
-from models.engines.base import Batch, EngineRecord, EngineRequest, overlapped, padded
+from models.engines.base import Batch, EngineRecord, EngineRequest
 from models.engines.cache import Cache
 from models.engines.load import load_engine
 from models.engines.prepare import candidates, engine_fields, prepare
@@ -187,38 +187,6 @@ def test_a_failing_child_is_an_error_with_its_last_line():
 def test_what_the_bundle_does_not_promise_is_refused(bundle, cache, changes, said):
     with pytest.raises(EngineError, match=said):
         prepare(bundle.path, replace(REQUEST, **changes), cache)
-
-
-def test_batches_that_do_not_fit_are_refused(record):
-    assert padded(tiles(1), record).pixels.shape == (2, 3, 64, 64)
-    assert not padded(tiles(1), record).valid[1].any()
-    with pytest.raises(EngineError, match="takes 1 to 2 tiles"):
-        padded(tiles(3), record)
-    with pytest.raises(EngineError, match="uint16"):
-        padded(replace(tiles(1), pixels=tiles(1).pixels.astype(np.uint16)), record)
-
-
-def test_the_next_batch_is_pulled_while_one_is_computed():
-    events = []
-
-    def batches():
-        for i in range(4):
-            events.append(f"pull {i}")
-            yield i
-
-    def start(i):
-        return lambda: events.append(f"wait {i}") or i
-
-    assert list(overlapped(batches(), start)) == [0, 1, 2, 3]
-    assert events[:4] == ["pull 0", "pull 1", "wait 0", "pull 2"]
-
-
-def test_what_was_started_is_waited_for_when_the_consumer_stops():
-    waited = []
-    planes = overlapped(range(5), lambda i: lambda: waited.append(i) or i)
-    assert next(planes) == 0
-    planes.close()
-    assert waited == [0, 1]
 
 
 def compiled(folder, serve, dtype, precision):

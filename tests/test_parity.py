@@ -5,8 +5,9 @@ from drawn_bundle import draw_bundle, drawn_spec
 from torch import nn
 
 from models import parity
-from models.engines.base import EngineRecord, overlapped, padded
+from models.engines.base import EngineRecord
 from models.engines.reference import references
+from models.engines.slots import overlapped, padded
 from models.engines.torch import laid_out, predict
 from models.parity import Difference, Limits, Reference, difference, judge
 from models.probes import POISON, Probe, probes

@@ -1,28 +1,19 @@
-"""What an engine is: integers in, finished planes out. NumPy only.
-
-    batches ──► [pad the tail] ──► slot 0 │ computing ──► planes, in order
-                                   slot 1 │ queued
-
-While one batch is computed the next is pulled from the caller's iterator, so reading and computing overlap.
-"""
+"""What an engine is: integers in, finished planes out. NumPy only."""
 
 import json
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models.engines.meter import Meter
 from models.errors import EngineError
 
 ENGINE_FORMAT = 2
 """Version of the served graph and of its gate: raised whenever either changes what an engine returns or promises."""
-
-SLOTS = 2
-"""Batches in flight inside an engine."""
 
 Backend = Literal["torch", "openvino", "null"]
 Precision = Literal["fp32", "bf16"]
@@ -112,44 +103,14 @@ class Engine(Protocol):
         """What it is."""
         ...
 
+    @property
+    def meter(self) -> Meter:
+        """What it did with its time."""
+        ...
+
     def map(self, batches: Iterable[Batch]) -> Iterator[Planes]:
         """The planes of each batch, in order; one `map` at a time."""
         ...
-
-
-def padded(batch: Batch, record: EngineRecord) -> Batch:
-    """`batch` with invalid tiles added up to the engine's fixed size; refused if it is not what the engine takes."""
-    count, _, height, width = batch.pixels.shape
-    got = (str(batch.pixels.dtype), height, width)
-    if got != (record.dtype, record.tile, record.tile) or not 1 <= count <= record.batch:
-        raise EngineError(
-            f"got {count} tiles of {got}: this engine takes 1 to {record.batch} tiles of "
-            f"{(record.dtype, record.tile, record.tile)}: prepare one for this shape"
-        )
-    missing = record.batch - count
-    if not missing:
-        return batch
-    edge = [(0, missing), (0, 0), (0, 0)]
-    return replace(batch, pixels=np.pad(batch.pixels, [*edge, (0, 0)]), valid=np.pad(batch.valid, edge))
-
-
-def overlapped(batches: Iterable[Batch], start: Callable[[Batch], Callable[[], Planes]]) -> Iterator[Planes]:
-    """Planes in the order of `batches`, with at most `SLOTS` started and not yet collected.
-
-    `start` begins a batch and returns the function that waits for its planes. When the consumer stops early, what was
-    started is waited for, so that no buffer is released under a computation.
-    """
-    running: deque[Callable[[], Planes]] = deque()
-    try:
-        for batch in batches:
-            running.append(start(batch))
-            if len(running) == SLOTS:
-                yield running.popleft()()
-        while running:
-            yield running.popleft()()
-    finally:
-        for wait in running:
-            wait()
 
 
 def _cores() -> int:

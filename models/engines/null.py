@@ -1,22 +1,27 @@
 """An engine that predicts nothing: it measures the pipeline alone."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from models.engines.base import Batch, EngineRecord, Planes, padded
+from models.engines.base import Batch, EngineRecord, Planes
+from models.engines.meter import Meter
+from models.engines.slots import overlapped, padded
 
 
 class NullEngine:
     """Every pixel is class 0 with confidence 0."""
 
     def __init__(self, record: EngineRecord, planes: int) -> None:
-        self.record = record
+        self.record, self.meter = record, Meter()
         self._planes = planes
 
     def map(self, batches: Iterable[Batch]) -> Iterator[Planes]:
         """Zeros (N, P, T, T) for each batch."""
-        tile = self.record.tile
-        for batch in batches:
-            padded(batch, self.record)
-            yield np.zeros((len(batch.pixels), self._planes, tile, tile), np.uint8)
+        return overlapped(batches, self._start, meter=self.meter)
+
+    def _start(self, batch: Batch) -> Callable[[], Planes]:
+        padded(batch, self.record)
+        with self.meter.running():
+            planes = np.zeros((len(batch.pixels), self._planes, self.record.tile, self.record.tile), np.uint8)
+        return lambda: planes

@@ -9,7 +9,9 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import openvino as ov
 
-from models.engines.base import SLOTS, Batch, EngineRecord, Planes, overlapped, padded
+from models.engines.base import Batch, EngineRecord, Planes
+from models.engines.meter import Meter
+from models.engines.slots import SLOTS, overlapped, padded
 from models.errors import EngineError
 
 HINTS = {"fp32": "f32", "bf16": "bf16"}
@@ -20,7 +22,7 @@ class OpenVINOEngine:
     """The exported graph, compiled here for one stream of `threads` threads that are not pinned to cores."""
 
     def __init__(self, record: EngineRecord, folder: Path) -> None:
-        self.record = record
+        self.record, self.meter = record, Meter()
         config = {
             "INFERENCE_PRECISION_HINT": HINTS[record.precision],  # left alone, it takes bf16 wherever it can
             "NUM_STREAMS": "1",
@@ -40,7 +42,7 @@ class OpenVINOEngine:
     def map(self, batches: Iterable[Batch]) -> Iterator[Planes]:
         """Planes (N, P, T, T) of each batch, in order; the next batch is pulled while one is computed."""
         requests = cycle(self._requests)
-        return overlapped(batches, lambda batch: self._start(next(requests), batch))
+        return overlapped(batches, lambda batch: self._start(next(requests), batch), meter=self.meter)
 
     def _start(self, request: Any, batch: Batch) -> Callable[[], Planes]:
         full = padded(batch, self.record)
@@ -52,6 +54,8 @@ class OpenVINOEngine:
         }
         for name, array in inputs.items():
             request.set_tensor(name, ov.Tensor(array, shared_memory=True))
+        end = self.meter.begin()
+        request.set_callback(lambda _: end(), None)
         request.start_async()
 
         def wait(held: dict[str, Any] = inputs) -> Planes:
@@ -59,6 +63,8 @@ class OpenVINOEngine:
                 request.wait()
             except RuntimeError as error:
                 raise EngineError(f"OpenVINO failed on a batch: {error}") from error
+            finally:
+                end()  # a batch that failed calls nobody back
             held.clear()  # until here the request read these arrays in place
             return np.array(request.get_output_tensor().data[: len(batch.pixels)])
 

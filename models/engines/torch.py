@@ -7,7 +7,9 @@ import numpy as np
 import torch
 
 from models.bundle import Bundle
-from models.engines.base import Batch, EngineRecord, Planes, overlapped, padded
+from models.engines.base import Batch, EngineRecord, Planes
+from models.engines.meter import Meter
+from models.engines.slots import overlapped, padded
 from models.serve import EAGER, Serve, served
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -17,13 +19,13 @@ class TorchEngine:
     """The rewritten network, channels last, run by one thread with `threads` helpers."""
 
     def __init__(self, record: EngineRecord, bundle: Bundle) -> None:
-        self.record = record
+        self.record, self.meter = record, Meter()
         self._pool = ThreadPoolExecutor(1, "engine")
         self._serve = self._pool.submit(self._load, bundle).result()
 
     def map(self, batches: Iterable[Batch]) -> Iterator[Planes]:
         """Planes (N, P, T, T) of each batch, in order; the next batch is pulled while one is computed."""
-        return overlapped(batches, self._start)
+        return overlapped(batches, self._start, meter=self.meter)
 
     def _load(self, bundle: Bundle) -> Serve:
         torch.set_num_threads(self.record.threads)
@@ -35,7 +37,8 @@ class TorchEngine:
 
     def _run(self, batch: Batch) -> Planes:
         torch.set_num_threads(self.record.threads)
-        return np.asarray(predict(self._serve, batch))
+        with self.meter.running():
+            return np.asarray(predict(self._serve, batch))
 
 
 def laid_out(serve: Serve, precision: str) -> Serve:

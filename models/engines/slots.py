@@ -1,0 +1,73 @@
+"""How batches go through an engine: padded to its size, a few of them in flight.
+
+    batches ──► [pad the tail] ──► slot 0 │ computing ──► planes, in order
+                                   slot 1 │ queued
+
+While one batch is computed the next is pulled from the caller's iterator, so reading and computing overlap.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from models.engines.base import Batch, EngineRecord, Planes
+from models.engines.meter import Meter
+from models.errors import EngineError
+
+SLOTS = 2
+"""Batches in flight inside an engine of one stream; with more streams, one more than these."""
+
+
+def padded(batch: Batch, record: EngineRecord) -> Batch:
+    """`batch` with invalid tiles added up to the engine's fixed size; refused if it is not what the engine takes."""
+    count, _, height, width = batch.pixels.shape
+    got = (str(batch.pixels.dtype), height, width)
+    if got != (record.dtype, record.tile, record.tile) or not 1 <= count <= record.batch:
+        raise EngineError(
+            f"got {count} tiles of {got}: this engine takes 1 to {record.batch} tiles of "
+            f"{(record.dtype, record.tile, record.tile)}: prepare one for this shape"
+        )
+    missing = record.batch - count
+    if not missing:
+        return batch
+    edge = [(0, missing), (0, 0), (0, 0)]
+    return replace(batch, pixels=np.pad(batch.pixels, [*edge, (0, 0)]), valid=np.pad(batch.valid, edge))
+
+
+def overlapped(
+    batches: Iterable[Batch],
+    start: Callable[[Batch], Callable[[], Planes]],
+    slots: int = SLOTS,
+    meter: Meter | None = None,
+) -> Iterator[Planes]:
+    """Planes in the order of `batches`, with at most `slots` started and not yet collected.
+
+    `start` begins a batch, telling `meter` of it, and returns the function that waits for its planes. When the consumer
+    stops early, what was started is waited for, so that no buffer is released under a computation.
+    """
+    meter = meter or Meter()
+    running: deque[Callable[[], Planes]] = deque()
+    source = iter(batches)
+    with meter.doing("handling"):
+        try:
+            while True:
+                with meter.doing("input"):
+                    batch = next(source, None)
+                if batch is None:
+                    break
+                running.append(start(batch))
+                if len(running) == slots:
+                    yield from _collected(running, meter)
+            while running:
+                yield from _collected(running, meter)
+        finally:
+            for wait in running:
+                wait()
+
+
+def _collected(running: deque[Callable[[], Planes]], meter: Meter) -> Iterator[Planes]:
+    planes = running.popleft()()
+    with meter.doing("output"):
+        yield planes
