@@ -8,7 +8,9 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from models.serve import Serve
+from models.bundle import Bundle
+from models.engines.base import EngineRequest
+from models.serve import Serve, served
 
 OPSET = 20
 """The newest that every engine here reads in float32."""
@@ -16,6 +18,16 @@ INPUTS = ("pixels", "valid", "scale", "offset")
 OUTPUT = "planes"
 Axes = tuple[dict[int, str] | None, ...] | None
 """Of each input: its axes without a fixed length, by name."""
+
+
+def export_served(bundle: Bundle, request: EngineRequest, path: Path) -> Path:
+    """Write the graph that serves a bundle, its own network or one that was imported, for a request's batches."""
+    if bundle.spec.imported:
+        from models.imported import write_served
+
+        return write_served(bundle, request, path)
+    serve = served(bundle, planes=request.planes, tta=request.tta)
+    return export_onnx(serve, path, tile=request.tile, dtype=request.dtype, batch=request.batch)
 
 
 def export_onnx(serve: Serve, path: Path, *, tile: int, dtype: str, batch: int | None = 1) -> Path:
@@ -42,6 +54,7 @@ def write_onnx(
     inputs: Sequence[str],
     outputs: Sequence[str],
     axes: Axes = None,
+    opset: int = OPSET,
 ) -> Path:
     """Write `module` for inputs like `example`, checked; `axes`: those of each input that may have any length."""
     with warnings.catch_warnings(), torch.inference_mode():
@@ -50,7 +63,7 @@ def write_onnx(
             module,
             example,
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=opset,
             input_names=inputs,
             output_names=outputs,
             dynamic_shapes=axes,
