@@ -4,6 +4,7 @@ BUNDLE/
 bundle.json          schema number, digest, sha256 of every other file; written last
 spec.json            the data contract (`models.spec.ModelSpec`)
 weights.safetensors  the network's state, kernels in half precision where stored so
+network.onnx         in its place, where the network was trained elsewhere: its maker's graph, weights included
 probes.safetensors   real crops p0, p1, ... (C, T, T) and their valid masks v0, v1, ... (T, T)
 metrics.json         scores on held-out chips
 README.md            the model card
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ValidationError
 
 from models.errors import BundleError
+from models.spec import SCHEMA as SPEC_SCHEMA
 from models.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -29,9 +31,13 @@ if TYPE_CHECKING:
     from models.classifier import Classifier
     from models.segmenter import Segmenter
 
-SCHEMA = 1
-FILES = ("README.md", "metrics.json", "probes.safetensors", "spec.json", "weights.safetensors")
-"""What the digest covers."""
+SCHEMA = 2
+"""Version of `bundle.json`; 1, which knew no imported networks, is read as well."""
+WEIGHTS, NETWORK = "weights.safetensors", "network.onnx"
+FILES = ("README.md", "metrics.json", "probes.safetensors", "spec.json", WEIGHTS)
+"""What the digest of a bundle covers that was trained here."""
+IMPORTED = (*FILES[:-1], NETWORK)
+"""Likewise, of an imported one."""
 PROBE_BYTES = 1 << 20
 """Upper bound of `probes.safetensors`, in bytes."""
 HALF_MAX = 65504.0
@@ -52,6 +58,16 @@ class Bundle:
     """Its name everywhere: sha256 over the digests of its files."""
     spec: ModelSpec
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What the digest covers, in this bundle."""
+        return IMPORTED if self.spec.imported else FILES
+
+    @property
+    def network(self) -> Path:
+        """The file that holds the weights."""
+        return self.path / (NETWORK if self.spec.imported else WEIGHTS)
+
 
 def open_bundle(path: Path | str) -> Bundle:
     """Verify every file of the bundle at `path` and read its spec.
@@ -68,7 +84,19 @@ def open_bundle(path: Path | str) -> Bundle:
         spec = ModelSpec.model_validate_json((path / "spec.json").read_bytes())
     except ValidationError as error:
         raise BundleError(f"{path / 'spec.json'} is no valid spec: {error}") from error
-    return Bundle(path, index["digest"], spec)
+    bundle = Bundle(path, index["digest"], spec)
+    if sorted(index["files"]) != sorted(bundle.files):
+        raise BundleError(f"{path} holds {', '.join(index['files'])}: its spec asks for {bundle.network.name}")
+    return bundle
+
+
+def files_of(path: Path) -> tuple[str, ...]:
+    """Names of the files that belong to the bundle at `path`, of which no more than bundle.json need be there.
+
+    Raises:
+        BundleError: it is no bundle's.
+    """
+    return tuple(_read_index(path)["files"])
 
 
 def _read_index(path: Path) -> dict[str, Any]:
@@ -79,11 +107,12 @@ def _read_index(path: Path) -> dict[str, Any]:
         raise BundleError(f"{path} is no bundle: bundle.json cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise BundleError(f"{file} has changed: it is not JSON ({error})") from error
-    if not isinstance(index, dict) or index.get("schema") != SCHEMA:
-        found = index.get("schema") if isinstance(index, dict) else None
-        raise BundleError(f"{file} has schema {found}: this version reads schema {SCHEMA}")
+    found = index.get("schema") if isinstance(index, dict) else None
+    if not isinstance(index, dict) or found not in {1, SCHEMA}:
+        raise BundleError(f"{file} has schema {found}: this version reads schemas 1 and {SCHEMA}")
     files = index.get("files")
-    if not isinstance(files, dict) or sorted(files) != sorted(FILES) or index.get("digest") != _digest(files):
+    known = isinstance(files, dict) and sorted(files) in (sorted(FILES), sorted(IMPORTED))
+    if not known or index.get("digest") != _digest(files):
         raise BundleError(f"{file} has changed: its digest does not fit the files that it lists")
     return index
 
@@ -92,13 +121,14 @@ def load_module(bundle: Bundle) -> "Segmenter | Classifier":
     """The network with the stored weights, in float32 and eval mode; every weight must fit.
 
     Raises:
-        BundleError: the weights are not those of the network that the spec describes.
+        BundleError: the weights are not those of the network that the spec describes, or the network is imported.
     """
     from safetensors.torch import load_file
 
     from models.network import network_from_spec
 
-    file = bundle.path / "weights.safetensors"
+    _ = bundle.spec.trained
+    file = bundle.network
     try:
         module = network_from_spec(bundle.spec)
         state = load_file(file)
@@ -147,28 +177,86 @@ def save_bundle(  # noqa: PLR0917 - the parts of a bundle, in the order in which
     Raises:
         BundleError: the probes take more than 1 MiB, or the folder cannot be written.
     """
-    import numpy as np
-    from safetensors.numpy import save as save_arrays
     from safetensors.torch import save as save_tensors
+
+    contents = _told(spec, metrics, card, probes, valid)
+    return _save(Path(path), contents | {WEIGHTS: save_tensors(stored_state(module, storage))})
+
+
+def save_imported(
+    path: Path | str,
+    spec: ModelSpec,
+    network: bytes,
+    card: str,
+    probes: "list[NDArray[Any]]",
+    *,
+    valid: "list[NDArray[Any]] | None" = None,
+) -> Bundle:
+    """Write a bundle of a network that was trained elsewhere, and open it; as `save_bundle` otherwise.
+
+    Args:
+        path: folder, made if missing; a bundle in it is replaced.
+        spec: the data contract.
+        network: the ONNX file, weights included.
+        card: the model card, Markdown.
+        probes: crops (C, T, T) in the scenes' own type.
+        valid: masks (T, T) of the probes; everything is valid if left out.
+
+    Raises:
+        BundleError: the probes take more than 1 MiB, or the folder cannot be written.
+    """
+    return _save(Path(path), _told(spec, {}, card, probes, valid) | {NETWORK: network})
+
+
+def derived(bundle: Bundle, path: Path | str, **changes: Any) -> Bundle:
+    """Write a bundle of the same weights whose spec differs in `changes`, and open it.
+
+    Raises:
+        BundleError: the changed spec is none, or the folder is the bundle's own or cannot be written.
+    """
+    path = Path(path)
+    if path.resolve() == bundle.path.resolve():
+        raise BundleError(f"{path} is the bundle itself, which never changes: give the new one a folder of its own")
+    facts = bundle.spec.model_dump() | {"schema_version": SPEC_SCHEMA, "derived_from": bundle.digest} | changes
+    try:
+        spec = ModelSpec.model_validate(facts)
+    except ValidationError as error:
+        raise BundleError(f"no bundle can be made of {bundle.path} with {changes}: {error}") from error
+    contents = {name: (bundle.path / name).read_bytes() for name in bundle.files}
+    return _save(path, contents | {"spec.json": _to_json(spec.model_dump(mode="json"))})
+
+
+def _told(
+    spec: ModelSpec,
+    metrics: dict[str, Any],
+    card: str,
+    probes: "list[NDArray[Any]]",
+    valid: "list[NDArray[Any]] | None",
+) -> dict[str, bytes]:
+    """The files of a bundle that tell of its network."""
+    import numpy as np
+    from safetensors.numpy import save
 
     masks = valid or [np.ones(probe.shape[1:], np.uint8) for probe in probes]
     named = {f"p{i}": np.ascontiguousarray(probe) for i, probe in enumerate(probes)}
     named |= {f"v{i}": np.ascontiguousarray(mask, np.uint8) for i, mask in enumerate(masks)}
-    contents = {
+    packed = save(named)
+    if len(packed) > PROBE_BYTES:
+        raise BundleError(
+            f"the probes take {len(packed)} bytes, at most {PROBE_BYTES} are allowed: give fewer or smaller crops"
+        )
+    return {
         "README.md": card.encode(),
         "metrics.json": _to_json(metrics),
-        "probes.safetensors": save_arrays(named),
+        "probes.safetensors": packed,
         "spec.json": _to_json(spec.model_dump(mode="json")),
-        "weights.safetensors": save_tensors(stored_state(module, storage)),
     }
-    if len(contents["probes.safetensors"]) > PROBE_BYTES:
-        size = len(contents["probes.safetensors"])
-        raise BundleError(
-            f"the probes take {size} bytes, at most {PROBE_BYTES} are allowed: give fewer or smaller crops"
-        )
+
+
+def _save(path: Path, contents: dict[str, bytes]) -> Bundle:
     files = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-    contents["bundle.json"] = _to_json({"schema": SCHEMA, "digest": _digest(files), "files": files})
-    _write(Path(path), contents)
+    index = _to_json({"schema": SCHEMA, "digest": _digest(files), "files": files})
+    _write(path, {**contents, "bundle.json": index})
     return open_bundle(path)
 
 

@@ -27,6 +27,7 @@ _NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_.\-\s]+[a-zA-Z0-9]")
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 """Ends of the names of stored tensors that no optimizer ever moved."""
 _SAFETENSORS = "application/octet-stream; application=safetensors"
+_ONNX = "application/octet-stream; application=onnx"
 
 Json = dict[str, Any]
 
@@ -52,7 +53,7 @@ def item(bundle: Bundle, *, created: datetime | None = None) -> Json:
         **({"bbox": extent} if extent else {}),
         "properties": _properties(bundle, metrics, time),
         "links": _links(bundle.spec),
-        "assets": _assets(bundle.path, bundle.spec),
+        "assets": _assets(bundle),
     }
 
 
@@ -67,7 +68,7 @@ def _properties(bundle: Bundle, metrics: Json, time: str) -> Json:
         "mlm:name": spec.name if _NAME.fullmatch(spec.name) else f"widefield {spec.name.strip('-_') or 'model'}",
         "mlm:architecture": _architecture(spec),
         "mlm:tasks": _tasks(spec),
-        "mlm:framework": "PyTorch",
+        "mlm:framework": "ONNX" if spec.imported else "PyTorch",
         "mlm:total_parameters": parameters,
         "mlm:memory_size": 4 * parameters,
         "mlm:batch_size_suggestion": 1,
@@ -83,8 +84,13 @@ def _properties(bundle: Bundle, metrics: Json, time: str) -> Json:
 
 
 def count_parameters(bundle: Bundle) -> int:
-    """Weights that were trained, counted from the header of the weights' file alone."""
-    with (bundle.path / "weights.safetensors").open("rb") as file:
+    """Weights that were trained, counted from the header of the weights' file alone; of a graph, all its constants."""
+    if bundle.spec.imported:
+        import onnx
+
+        graph = onnx.load(bundle.network).graph
+        return sum(math.prod(tensor.dims) for tensor in graph.initializer)
+    with bundle.network.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length))
     header.pop("__metadata__", None)
@@ -176,17 +182,20 @@ def _bands(spec: ModelSpec) -> list[Json]:
     return [{"name": band.name} for band in spec.bands]
 
 
-def _assets(folder: Path, spec: ModelSpec) -> Json:
+def _assets(bundle: Bundle) -> Json:
+    weights, kind, call = _SAFETENSORS, "Weights", "safetensors.torch.save_file"
+    if bundle.spec.imported:
+        weights, kind, call = _ONNX, "Network and weights", "onnx.save"
     told = {
-        "weights": ("weights.safetensors", "Weights", _SAFETENSORS, ["mlm:model", "mlm:weights"]),
+        "weights": (bundle.network.name, kind, weights, ["mlm:model", "mlm:weights"]),
         "spec": ("spec.json", "Data contract", "application/json", ["metadata"]),
         "card": ("README.md", "Model card", "text/markdown", ["metadata"]),
         "metrics": ("metrics.json", "Scores on held-out chips", "application/json", ["metadata"]),
         "probes": ("probes.safetensors", "Crops that engines are compared on", _SAFETENSORS, ["data"]),
         "bundle": ("bundle.json", "Digests of all files", "application/json", ["metadata"]),
     }
-    assets = {key: _asset(folder / name, title, kind, roles) for key, (name, title, kind, roles) in told.items()}
-    assets["weights"] |= {"mlm:artifact_type": "safetensors.torch.save_file", "bands": _bands(spec)}
+    assets = {key: _asset(bundle.path / name, title, kind, roles) for key, (name, title, kind, roles) in told.items()}
+    assets["weights"] |= {"mlm:artifact_type": call, "bands": _bands(bundle.spec)}
     return assets
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from models.bundle import FILES, Bundle, open_bundle
+from models.bundle import FILES, NETWORK, Bundle, files_of, open_bundle
 from models.engines.cache import Cache
 from models.errors import BundleError, RegistryError
 from models.registry_json import SCHEMA, read_json, to_json
@@ -52,12 +52,12 @@ class Shelf:
         told = {"item.json": item, "gate.json": gate}
         extra = {name: to_json(value) for name, value in told.items() if value is not None} | dict(files or {})
         for name in extra:
-            if not _FILE.fullmatch(name) or name in {*FILES, INDEX}:
+            if not _FILE.fullmatch(name) or name in {*FILES, NETWORK, INDEX}:
                 raise RegistryError(f"{name!r} cannot lie beside a bundle's files: give it another name")
         for name, content in extra.items():
             self.store.put(_of(bundle.digest, name), content)
         if not self._is_whole(bundle.digest):
-            for name in (*FILES, INDEX):
+            for name in (*bundle.files, INDEX):
                 self.store.put(_of(bundle.digest, name), bundle.path / name)
 
     def _is_whole(self, digest: str) -> bool:
@@ -122,7 +122,8 @@ class Shelf:
             return folder
 
         def download(target: Path) -> None:
-            for name in (*FILES, INDEX):
+            self.store.copy(_of(digest, INDEX), target / INDEX)
+            for name in files_of(target):
                 self.store.copy(_of(digest, name), target / name)
             open_bundle(target)
 

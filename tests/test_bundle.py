@@ -1,3 +1,5 @@
+import hashlib
+import json
 import subprocess
 import sys
 
@@ -5,11 +7,22 @@ import numpy as np
 import pytest
 import torch
 
-from models.bundle import FILES, load_metrics, load_module, load_probes, open_bundle, save_bundle, stored_state
+from models.bundle import (
+    FILES,
+    IMPORTED,
+    derived,
+    load_metrics,
+    load_module,
+    load_probes,
+    open_bundle,
+    save_bundle,
+    save_imported,
+    stored_state,
+)
 from models.errors import BundleError
 from models.init import glorot_normal_
 from models.network import network_from_spec
-from models.spec import Architecture, Band, Class, ModelSpec
+from models.spec import Architecture, Band, Class, Imported, ModelSpec
 
 SPEC = ModelSpec(
     name="drawn",
@@ -88,7 +101,7 @@ def test_a_missing_file_is_refused_by_its_name(tmp_path, name):
 
 def test_another_schema_is_refused(tmp_path):
     (tmp_path / "bundle.json").write_text('{"schema": 9}')
-    with pytest.raises(BundleError, match="has schema 9: this version reads schema 1"):
+    with pytest.raises(BundleError, match="has schema 9: this version reads schemas 1 and 2"):
         open_bundle(tmp_path)
 
 
@@ -133,3 +146,43 @@ def test_a_boundary_parts_the_objects_of_one_class():
     assert ModelSpec.model_validate({**three, "objects": ()}).boundary == 3
     with pytest.raises(ValueError, match="a boundary parts the objects of one class"):
         ModelSpec.model_validate({**three, "objects": (1, 2)})
+
+
+def test_a_derived_bundle_has_the_same_weights_and_names_the_one_it_was_made_from(tmp_path):
+    first = save(tmp_path / "first")
+    second = derived(first, tmp_path / "second", halo=32, tiles=(512,))
+    assert (second.spec.derived_from, second.spec.halo, second.spec.tiles) == (first.digest, 32, (512,))
+    assert second.network.read_bytes() == first.network.read_bytes()
+    assert open_bundle(tmp_path / "first").digest == first.digest
+
+
+def test_a_bundle_is_never_changed_and_never_derived_into_nonsense(tmp_path):
+    first = save(tmp_path / "first")
+    with pytest.raises(BundleError, match="is the bundle itself, which never changes"):
+        derived(first, tmp_path / "first", halo=32)
+    with pytest.raises(BundleError, match="leaves no core with halo 128"):
+        derived(first, tmp_path / "second", halo=128)
+
+
+def test_an_imported_network_is_covered_by_the_digest(tmp_path):
+    spec = SPEC.model_copy(update={"architecture": Imported(input="x", output="y", channels=2)})
+    bundle = save_imported(tmp_path, spec, b"graph", "# Card\n", [])
+    assert (bundle.network.name, load_probes(bundle), bundle.files) == ("network.onnx", [], IMPORTED)
+    with pytest.raises(BundleError, match="holds an imported ONNX graph"):
+        load_module(bundle)
+    bundle.network.write_bytes(b"Graph")
+    with pytest.raises(BundleError, match=r"network\.onnx has changed"):
+        open_bundle(tmp_path)
+
+
+def test_a_spec_and_its_network_belong_together(tmp_path):
+    spec = SPEC.model_copy(update={"architecture": Imported(input="x", output="y", channels=2)})
+    imported = save_imported(tmp_path / "b", spec, b"graph", "", [])
+    index = json.loads((imported.path / "bundle.json").read_text())
+    files = {name: index["files"][name] for name in imported.files if name != "network.onnx"}
+    files["weights.safetensors"] = hashlib.sha256(b"").hexdigest()
+    digest = hashlib.sha256("".join(f"{name} {files[name]}\n" for name in sorted(files)).encode()).hexdigest()
+    (imported.path / "weights.safetensors").write_bytes(b"")
+    (imported.path / "bundle.json").write_text(json.dumps({"schema": 2, "digest": digest, "files": files}))
+    with pytest.raises(BundleError, match=r"its spec asks for network\.onnx"):
+        open_bundle(imported.path)
