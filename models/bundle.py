@@ -38,6 +38,7 @@ FILES = ("README.md", "metrics.json", "probes.safetensors", "spec.json", WEIGHTS
 """What the digest of a bundle covers that was trained here."""
 IMPORTED = (*FILES[:-1], NETWORK)
 """Likewise, of an imported one."""
+_LISTS = (sorted(FILES), sorted(IMPORTED))
 PROBE_BYTES = 1 << 20
 """Upper bound of `probes.safetensors`, in bytes."""
 HALF_MAX = 65504.0
@@ -111,8 +112,7 @@ def _read_index(path: Path) -> dict[str, Any]:
     if not isinstance(index, dict) or found not in {1, SCHEMA}:
         raise BundleError(f"{file} has schema {found}: this version reads schemas 1 and {SCHEMA}")
     files = index.get("files")
-    known = isinstance(files, dict) and sorted(files) in (sorted(FILES), sorted(IMPORTED))
-    if not known or index.get("digest") != _digest(files):
+    if not isinstance(files, dict) or sorted(files) not in _LISTS or index.get("digest") != _digest(files):
         raise BundleError(f"{file} has changed: its digest does not fit the files that it lists")
     return index
 
