@@ -18,6 +18,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from models.engines.base import EngineRecord
+from models.engines.slots import SLOTS
 from models.spec import ModelSpec
 from pipeline import resources
 from pipeline.errors import PlanError, SpaceError
@@ -36,6 +37,10 @@ TASK_SECONDS = 15.0
 """Wanted length of a task on a CPU."""
 GDAL_CACHE = 32 * 2**20
 """Bytes of decoded source blocks that GDAL may keep in each process."""
+MOST_READERS = 12
+"""Blocks that a worker reads at once at most: what an engine on a GPU asks for."""
+READ_SHARE = 8
+"""Reading and writing more blocks at once may add one part in so many to a worker's memory."""
 SLACK = 192 * 2**20
 """Bytes for what is not counted one by one: libraries that the measured engine does without, zarr's buffers, report
 pages, the allocator's fragmentation."""
@@ -65,6 +70,8 @@ class Costs:
     """Of these, measured: a process that loaded the engine and ran it."""
     seconds: float
     """Engine time of the whole run on one worker, from the measured time of one tile; 0 where it is not known."""
+    readers: int = 1
+    """Most blocks that a worker reads, and most that it writes, at the same time: `peak_bytes` pays for them."""
 
     @property
     def needed_bytes(self) -> int:
@@ -258,7 +265,7 @@ def make_plan(
         stage=stage,
         notes=(*scene.notes, *notes),
         origin=scene.origin,
-        costs=_costs(scene, spec, engine, grid, block=block, task_blocks=task_blocks, stage=stage, out=out),
+        costs=_costs(scene, spec, engine, grid, options, block=block, task_blocks=task_blocks, stage=stage, out=out),
     )
     _check_machine(plan, options)
     return plan
@@ -277,6 +284,7 @@ def _costs(
     spec: ModelSpec,
     engine: EngineRecord,
     grid: TileGrid,
+    options: PlanOptions,
     *,
     block: int,
     task_blocks: int,
@@ -291,9 +299,18 @@ def _costs(
     source = min(rim, grid.extent.height) * min(rim, grid.extent.width) * pixel_bytes
     owned = min(block, grid.height) * min(block, grid.width) * planes
     batch = engine.batch * engine.tile**2 * (pixel_bytes + planes)
-    segmenting = 4 * source + 4 * owned + 3 * batch
+    # Blocks of which one is read, one cut into tiles, one written; and those whose tiles are in the engine.
+    held = 3 + -(-SLOTS * engine.batch // (block // grid.core) ** 2)
+    segmenting = held * (source + owned) + (SLOTS + 1) * batch
     published = [np.dtype(legend_of(spec.classes).dtype).itemsize if plane == "labels" else 1 for plane in spec.planes]
     staging = 3 * max(window.pixels for window in stage_windows(scene)) * pixel_bytes if stage else 0
+    # GDAL keeps the block it decodes, however large, and its compressed or wider form beside it.
+    libraries = max(GDAL_CACHE, 2 * scene.block_bytes) + SLACK
+    room = min(
+        (engine.peak_bytes + segmenting) // READ_SHARE, _limit(options) - engine.peak_bytes - segmenting - libraries
+    )
+    more = max(min(room // (source + 2 * owned), _most_readers(options.workers) - 1), 0)
+    segmenting += more * (source + 2 * owned)
     return Costs(
         tiles=grid.tiles(block),
         overhead=grid.overhead(block),
@@ -305,14 +322,23 @@ def _costs(
         written_bytes=grid.scene.pixels * planes
         + math.prod(in_cells(grid.height, grid.width, spec.cell)) * sum(4 * size // 3 + 1 for size in published),
         free_bytes=shutil.disk_usage(_existing(out)).free,
-        # GDAL keeps the block it decodes, however large, and its compressed or wider form beside it.
         peak_bytes=engine.peak_bytes
         + max(segmenting, staging, walk_bytes(grid.height, grid.width, grid.core))
-        + max(GDAL_CACHE, 2 * scene.block_bytes)
-        + SLACK,
+        + libraries,
         engine_bytes=engine.peak_bytes,
         seconds=grid.tiles(block) * engine.seconds_per_tile,
+        readers=1 + more,
     )
+
+
+def _most_readers(workers: int) -> int:
+    """Readers that a worker's share of the cores can feed; two at least, since one may wait for the disk."""
+    return min(max(resources.cores() // workers, 2), MOST_READERS)
+
+
+def _limit(options: PlanOptions) -> int:
+    """Bytes that one worker may take. Workers that live on from the scene before hold an engine already."""
+    return options.memory or (resources.available_memory() + resources.held_memory()) // options.workers
 
 
 def _existing(path: Path) -> Path:
@@ -328,8 +354,7 @@ def _check_machine(plan: Plan, options: PlanOptions) -> None:
             "free some, choose another --out"
             + (", or read the scene where it lies with --stage never" if plan.stage else "")
         )
-    # Workers that live on from the scene before hold an engine already.
-    limit = options.memory or (resources.available_memory() + resources.held_memory()) // options.workers
+    limit = _limit(options)
     if costs.peak_bytes > limit:
         raise PlanError(
             f"a worker may need {_size(costs.peak_bytes)} (block {plan.block}, tile {plan.grid.tile}), it can have "

@@ -199,3 +199,13 @@ def test_the_tile_that_needs_the_fewest_network_pixels_is_chosen():
 
 def test_a_block_is_never_larger_than_the_scene():
     assert nearest_block(TileGrid(2000, 3000, tile=1024, halo=64), 10**9) == 4 * 896
+
+
+def test_a_worker_reads_as_many_blocks_at_once_as_its_memory_and_cores_pay_for(scene, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.resources.cores", lambda: 64)
+    costs = plan_of(scene, tmp_path, block=128).costs
+    assert costs.readers == 12
+    assert plan_of(scene, tmp_path, block=128, workers=16).costs.readers == 4
+    tight = plan_of(scene, tmp_path, block=128, memory=costs.peak_bytes - 1).costs
+    assert 1 <= tight.readers < 12
+    assert tight.peak_bytes < costs.peak_bytes
