@@ -35,15 +35,20 @@ def export_onnx(serve: Serve, path: Path, *, tile: int, dtype: str, batch: int |
 
     The same network gives the same bytes.
     """
-    bands, length = serve.mean.shape[0], batch or 2  # the exporter takes an axis of 1 for a fixed one
-    example = (
-        torch.zeros((length, bands, tile, tile), dtype=getattr(torch, dtype)),
-        torch.ones((length, tile, tile), dtype=torch.uint8),
+    inputs = example(serve, tile, dtype, batch or 2)  # the exporter takes an axis of 1 for a fixed one
+    axes = None if batch else ({0: "batch"}, {0: "batch"}, None, None)
+    return write_onnx(serve, inputs, path, inputs=INPUTS, outputs=[OUTPUT], axes=axes)
+
+
+def example(serve: Serve, tile: int, dtype: str, batch: int) -> tuple[Tensor, ...]:
+    """Inputs of the served graph, of the right shapes and types."""
+    bands = serve.mean.shape[0]
+    return (
+        torch.zeros((batch, bands, tile, tile), dtype=getattr(torch, dtype)),
+        torch.ones((batch, tile, tile), dtype=torch.uint8),
         torch.ones(bands),
         torch.zeros(bands),
     )
-    axes = None if batch else ({0: "batch"}, {0: "batch"}, None, None)
-    return write_onnx(serve, example, path, inputs=INPUTS, outputs=[OUTPUT], axes=axes)
 
 
 def write_onnx(

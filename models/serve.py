@@ -2,9 +2,13 @@
 
 pixels, valid, scale, offset ──► value = stored * scale + offset ──► (value - mean) / std ──► network ──► softmax
                                              invalid pixels: 0, the mean ──┘             labels, confidence ◄┘
+
+Test-time augmentation happens in here as well: the network sees the tile in its eight orientations (the dihedral group
+D4), and the probabilities are averaged.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +16,12 @@ from torch import Tensor, nn
 from models.bundle import Bundle, load_module
 from models.classifier import Patches
 from models.rewrite import Rewrite, fold_norms, fold_scales, rewritten, share_leads
-from models.spec import ModelSpec
+from models.spec import PROBABILITY, ModelSpec
 
 CONFIDENCE = 254
 """Level of certainty: 255 stays nodata."""
+VIEWS = 8
+"""Orientations of a tile: four quarter turns, each with and without a mirror."""
 
 COMPILED: tuple[Rewrite, ...] = (fold_norms, fold_scales)
 """What pays in a graph that is exported.
@@ -43,33 +49,78 @@ class Serve(nn.Module):
         mean: Sequence[float],
         std: Sequence[float],
         planes: Sequence[str],
+        *,
         cell: int = 1,
+        names: Sequence[str] = (),
+        threshold: float | None = None,
+        tta: bool = False,
     ) -> None:
+        """`names`: of the classes, for their planes; `threshold`: of the second of two; `tta`: average all views."""
         super().__init__()
         self.network = network if cell == 1 else Patches(network, cell)
         self.cell = cell
         """Pixels along the square that one answer of the network is for."""
         self.register_buffer("mean", torch.tensor(mean).reshape(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).reshape(-1, 1, 1), persistent=False)
-        self.planes = tuple(planes)
+        self.planes, self.names, self.tta = tuple(planes), tuple(names), tta
+        self.handicap = None if threshold is None else math.log(threshold / (1 - threshold))
+        """What is taken from the second class's logit before the best is chosen."""
 
     def forward(self, pixels: Tensor, valid: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
         """Planes (N, P, T, T), uint8, from pixels (N, C, T, T), valid (N, T, T) 0 or 1, scale (C,) and offset (C,)."""
-        return self.spread(self.decide(self.logits(pixels, valid, scale, offset)))
+        return self.leave(self.network(self.enter(pixels, valid, scale, offset)))
 
-    def logits(self, pixels: Tensor, valid: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
-        """(N, K, T / cell, T / cell), float32. What is stored in invalid pixels, NaN included, has no influence."""
+    def enter(self, pixels: Tensor, valid: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+        """What the network takes: (N * V, C, T, T), normalised, V = 8 views with augmentation, else 1.
+
+        What is stored in invalid pixels, NaN included, has no influence.
+        """
         value = pixels.to(torch.float32) * scale.reshape(-1, 1, 1) + offset.reshape(-1, 1, 1)
         x = torch.where(valid.unsqueeze(1) != 0, (value - self.mean) / self.std, 0.0)
-        return self.network(x.to(self._dtype())).to(torch.float32)  # type: ignore[no-any-return] # modules return Any
+        return torch.cat(list(_turned(x))).to(self._dtype()) if self.tta else x.to(self._dtype())
+
+    def leave(self, logits: Tensor) -> Tensor:
+        """Planes (N, P, T, T), uint8, of what the network answers: (N * V, K, T / cell, T / cell)."""
+        return self.spread(self.decide(self.merged(logits.to(torch.float32))))
+
+    def logits(self, pixels: Tensor, valid: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+        """(N, K, T / cell, T / cell), float32; with augmentation the logarithm of the mean probability."""
+        return self.merged(self.network(self.enter(pixels, valid, scale, offset)).to(torch.float32))
+
+    def merged(self, logits: Tensor) -> Tensor:
+        """(N * V, K, ...) -> (N, K, ...): all views of a tile as one."""
+        if not self.tta:
+            return logits
+        views = _turned_back(torch.softmax(logits, 1).chunk(VIEWS))
+        return torch.log(torch.stack(list(views)).mean(0).clamp_min(torch.finfo(torch.float32).tiny))
 
     def decide(self, logits: Tensor) -> Tensor:
-        """(N, K, ...) -> (N, P, ...), uint8: the best class, and `round(254 p)` of its probability."""
-        best, labels = logits.max(1)
-        named = {"labels": labels}
-        if "confidence" in self.planes:
-            named["confidence"] = torch.round(CONFIDENCE / torch.exp(logits - best.unsqueeze(1)).sum(1))
-        return torch.stack([named[name].to(torch.uint8) for name in self.planes], 1)
+        """(N, K, ...) -> (N, P, ...), uint8: the best class, and `round(254 p)` of probabilities.
+
+        With a threshold, the second class is the best one where its probability reaches it; the confidence is always
+        the probability of the label.
+        """
+        best, labels = self.handicapped(logits).max(1)
+        total = torch.exp(logits - best.unsqueeze(1)).sum(1)
+        planes = [self._plane(name, logits, labels, best, total) for name in self.planes]
+        return torch.stack([plane.to(torch.uint8) for plane in planes], 1)
+
+    def handicapped(self, logits: Tensor) -> Tensor:
+        """(N, K, ...) of which the largest decides the label."""
+        if self.handicap is None:
+            return logits
+        return torch.stack([logits[:, 0], logits[:, 1] - self.handicap], 1)
+
+    def _plane(self, name: str, logits: Tensor, labels: Tensor, best: Tensor, total: Tensor) -> Tensor:
+        if name == "labels":
+            return labels
+        if name == "confidence" and self.handicap is None:
+            return torch.round(CONFIDENCE / total)
+        own = logits.gather(1, labels.unsqueeze(1)).squeeze(1) if name == "confidence" else self._logit(name, logits)
+        return torch.round(CONFIDENCE * torch.exp(own - best) / total)
+
+    def _logit(self, plane: str, logits: Tensor) -> Tensor:
+        return logits[:, self.names.index(plane.removeprefix(PROBABILITY))]
 
     def spread(self, planes: Tensor) -> Tensor:
         """(N, P, T / cell, T / cell) -> (N, P, T, T): each answer all over its square."""
@@ -83,13 +134,29 @@ class Serve(nn.Module):
         return next((weight.dtype for weight in self.network.parameters()), torch.float32)
 
 
-def serve_network(network: nn.Module, spec: ModelSpec) -> Serve:
-    """`network` between the normalisation and the planes of `spec`, in eval mode; a classifier over its squares."""
+def _turned(x: Tensor) -> Iterator[Tensor]:
+    for turn in range(4):
+        turned = torch.rot90(x, turn, (-2, -1))
+        yield turned
+        yield turned.flip(-1)
+
+
+def _turned_back(views: Sequence[Tensor]) -> Iterator[Tensor]:
+    for index, view in enumerate(views):
+        yield torch.rot90(view.flip(-1) if index % 2 else view, -(index // 2), (-2, -1))
+
+
+def serve_network(network: nn.Module, spec: ModelSpec, *, planes: Sequence[str] = (), tta: bool = False) -> Serve:
+    """`network` between the normalisation and `planes`, those of `spec` if empty, in eval mode."""
     mean, std = zip(*((band.mean, band.std) for band in spec.bands), strict=True)
-    return Serve(network, mean, std, spec.planes, spec.cell).eval()
+    names = [entry.name for entry in spec.classes]
+    wanted = planes or spec.planes
+    return Serve(network, mean, std, wanted, cell=spec.cell, names=names, threshold=spec.threshold, tta=tta).eval()
 
 
-def served(bundle: Bundle, rewrites: Sequence[Rewrite] = COMPILED) -> Serve:
+def served(
+    bundle: Bundle, rewrites: Sequence[Rewrite] = COMPILED, *, planes: Sequence[str] = (), tta: bool = False
+) -> Serve:
     """What is compiled: the bundle's network in fp32 after `rewrites`, which leave its logits alone."""
     network = rewritten(load_module(bundle), len(bundle.spec.bands), rewrites)
-    return serve_network(network, bundle.spec)
+    return serve_network(network, bundle.spec, planes=planes, tta=tta)

@@ -2,23 +2,24 @@ import logging
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from drawn_bundle import draw_bundle
 
-from models.engines import build
 from models.engines import prepare as preparing
+from models.engines import speed
 from models.engines.base import Batch, EngineRecord, EngineRequest
 from models.engines.cache import Cache
 from models.engines.load import load_engine
-from models.engines.prepare import candidates, engine_fields, prepare
+from models.engines.prepare import engine_fields, prepare, ranked
 from models.engines.torch import predict
 from models.errors import EngineError
 from models.serve import Serve, served
 
-REQUEST = EngineRequest("openvino", "fp32", tile=64, dtype="uint8", batch=2, threads=1)
+REQUEST = EngineRequest("openvino", "fp32", tile=64, dtype="uint8", batch=2, threads=1, target="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -162,25 +163,24 @@ def test_a_worker_refuses_an_engine_that_it_would_make_differently(record, bundl
         load_engine(other.path, record, cache)
 
 
-def test_auto_falls_back_loudly_when_bf16_is_refused(record, bundle, cache, caplog):
+def test_auto_falls_back_loudly_when_the_fastest_is_refused(bundle, cache, caplog):
     wanted = EngineRequest("auto", "auto", tile=64, dtype="uint8", batch=2, threads=1)
-    best, second = list(candidates(wanted))[:2]
-    assert ((best.backend, best.precision), second) == (("openvino", "bf16"), REQUEST)
+    best, second = ranked(bundle, wanted, Cache(cache))[:2]
 
     def refuse(folder):
         (folder / "refused.json").write_text('{"reason": "labels 0.02 above 0.001"}')
 
     Cache(cache).make("engine", engine_fields(bundle, best), refuse)
     with caplog.at_level(logging.WARNING):
-        assert prepare(bundle.path, wanted, cache) == record
-    assert "openvino bf16: labels 0.02 above 0.001" in caplog.text
+        assert prepare(bundle.path, wanted, cache).request == second
+    assert f"{best.backend} {best.precision}: labels 0.02 above 0.001" in caplog.text
     with pytest.raises(EngineError, match=r"labels 0\.02"):
         prepare(bundle.path, best, cache)
 
 
 def test_a_failing_child_is_an_error_with_its_last_line():
     with pytest.raises(EngineError, match=r"failed: models\.errors\.BundleError: /nowhere is no bundle"):
-        preparing._child({"job": "build", "request": {}, "bundle": "/nowhere", "cache": "/nowhere"})
+        preparing.run_child({"job": "build", "request": {}, "bundle": "/nowhere", "cache": "/nowhere"})
 
 
 @pytest.mark.parametrize(("changes", "said"), [({"tile": 96}, "has tiles 64"), ({"dtype": "int16"}, "takes uint8")])
@@ -190,11 +190,11 @@ def test_what_the_bundle_does_not_promise_is_refused(bundle, cache, changes, sai
 
 
 def compiled(folder, serve, dtype, precision):
-    from models.engines.openvino import OpenVINOEngine, convert, has_bf16
+    from models.engines.openvino import OpenVINOEngine, convert, unavailable
     from models.export import export_onnx
 
-    if precision == "bf16" and not has_bf16():
-        pytest.skip("this processor has no bf16")
+    if reason := unavailable("cpu", precision):
+        pytest.skip(reason)
     convert(export_onnx(serve, folder / "m.onnx", tile=64, dtype=dtype), folder)
     facts = {"digest": "", "version": "", "device": "", "bundle": "", "peak_bytes": 0, "seconds_per_tile": 0.0}
     asked = {"backend": "openvino", "precision": precision, "tile": 64, "batch": 1, "dtype": dtype, "threads": 1}
@@ -234,8 +234,59 @@ def test_what_invalid_pixels_store_reaches_nobody_in_openvino(tmp_path, dtype, p
 
 def test_a_network_whose_first_batch_takes_long_is_measured_all_the_same(monkeypatch):
     class Slow:
+        record = SimpleNamespace(streams=1, batch=1)
+
         def map(self, batches):
             yield from batches
 
-    monkeypatch.setattr(build, "SECONDS", 0.0)
-    assert len(list(build._timed(Slow(), "batch"))) == build.WARM_UP + 1
+    monkeypatch.setattr(speed, "SECONDS", 0.0)
+    assert len(list(speed._rounds(Slow(), "batch"))) == speed.WARM_UP + 1
+
+
+class Clocked:
+    """An engine whose batches take as long as they are told to."""
+
+    def __init__(self, request, clock, seconds):
+        self.record, self.clock, self.seconds = request, clock, seconds
+        self.batches = 0
+
+    def map(self, batches):
+        for batch in batches:
+            self.batches += 1
+            self.clock[0] += self.seconds
+            yield batch
+
+
+def race_of(bundle, monkeypatch, seconds):
+    """The answer of a race whose runners take so many seconds a tile, and how many batches each of them ran."""
+    clock, runners = [0.0], {}
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: clock[0])
+
+    def start(request):
+        if seconds[request.backend] is None:
+            raise EngineError("there is no compiler")
+        return runners.setdefault(request.backend, Clocked(request, clock, seconds[request.backend]))
+
+    answer = speed.race(bundle, [replace(REQUEST, backend=name, batch=1) for name in seconds], start)
+    return answer, {name: runner.batches for name, runner in runners.items()}
+
+
+def test_a_race_orders_engines_by_speed_and_drops_the_hopeless_early(bundle, monkeypatch):
+    answer, batches = race_of(
+        bundle, monkeypatch, {"openvino": 0.2, "inductor": None, "torch": 0.9, "onnxruntime": 0.1}
+    )
+    assert [label.split()[0] for label in answer["order"]] == ["onnxruntime", "openvino", "torch"]
+    assert answer["out"] == {"inductor fp32 1": "there is no compiler"}
+    assert batches["torch"] == speed.WARM_UP + 1 < batches["openvino"]
+
+
+def test_noise_does_not_decide_a_race(bundle, monkeypatch):
+    answer, _ = race_of(bundle, monkeypatch, {"openvino": 0.102, "torch": 0.1})
+    assert answer["order"][0].startswith("openvino")
+
+
+def test_speed_is_of_all_streams_together(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: clock[0])
+    engine = Clocked(replace(REQUEST, streams=2, batch=4), clock, 0.08)
+    assert list(speed._rounds(engine, "batch"))[1:] == pytest.approx([0.02] * speed.RUNS)

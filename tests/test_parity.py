@@ -110,7 +110,8 @@ def test_near_ties_count_on_real_probes_only():
     limits = parity.LIMITS["bf16"]
     assert limits == Limits(tie=10, grave=50, far=6, labels=1e-3)
     zeros = np.zeros((1, 4), np.uint8)
-    reference = Reference(zeros, zeros + 100, np.array([[5, 11, 51, 255]], np.uint8))
+    known = {"labels": zeros, "confidence": zeros + 100}
+    reference = Reference(known, np.array([[5, 11, 51, 255]], np.uint8))
     planes = {"labels": np.array([[1, 1, 1, 0]], np.uint8), "confidence": np.array([[100, 107, 90, 100]], np.uint8)}
     real, drawn = (Probe("", real=real, batch=None) for real in (True, False))
     assert difference(real, reference, planes, "bf16") == Difference(4, labels=3, grave=1, far=2, shift=17)

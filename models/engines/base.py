@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Literal, Protocol
 
 import numpy as np
@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from models.engines.meter import Meter
 from models.errors import EngineError
 
-ENGINE_FORMAT = 2
+ENGINE_FORMAT = 3
 """Version of the served graph and of its gate: raised whenever either changes what an engine returns or promises."""
 
-Backend = Literal["torch", "openvino", "null"]
-Precision = Literal["fp32", "bf16"]
+BackendName = Literal["torch", "inductor", "openvino", "onnxruntime", "tensorrt", "null"]
+Precision = Literal["fp32", "bf16", "fp16"]
+Target = Literal["cpu", "cuda"]
 Planes = NDArray[np.uint8]
 """(N, P, T, T): the planes of `spec.planes`, in that order; confidence is `round(254 p)`, so that 255 stays nodata."""
 
@@ -39,8 +40,8 @@ class Batch:
 class EngineRequest:
     """What the caller wants; `auto` is settled once, by `prepare`."""
 
-    backend: Literal["auto", "torch", "openvino", "null"]
-    precision: Literal["auto", "fp32", "bf16"]
+    backend: Literal["auto"] | BackendName
+    precision: Literal["auto"] | Precision
     tile: int
     """Edge of the network's input, in pixels."""
     dtype: str
@@ -49,10 +50,29 @@ class EngineRequest:
     """Tiles computed at once; shorter batches are padded to it."""
     threads: int = field(default_factory=lambda: min(_cores(), 8))
     """Threads of the engine: part of its identity, never derived from the number of workers."""
+    streams: int = 1
+    """Batches that are computed side by side, each by its share of the threads; 0: as many as pay, by measurement."""
+    target: Literal["auto"] | Target = "auto"
+    """What it runs on; `auto`: a GPU where there is one."""
+    tta: bool = False
+    """Whether the tile is seen in its eight orientations, and their probabilities averaged."""
+    planes: tuple[str, ...] = ()
+    """What it returns; those of the spec if empty."""
 
     def __post_init__(self) -> None:
-        if min(self.tile, self.batch, self.threads) < 1:
-            raise EngineError(f"tile {self.tile}, batch {self.batch}, threads {self.threads}: all must be at least 1")
+        if min(self.tile, self.batch, self.threads) < 1 or self.streams < 0:
+            raise EngineError(
+                f"tile {self.tile}, batch {self.batch}, threads {self.threads}, streams {self.streams}: all must be at "
+                "least 1 (streams 0: as many as pay)"
+            )
+        object.__setattr__(self, "planes", tuple(self.planes))  # JSON knows lists alone
+
+    @property
+    def target_here(self) -> Target:
+        """`target`, with `auto` settled for this machine."""
+        from models.engines.device import default_target
+
+        return default_target() if self.target == "auto" else self.target
 
 
 @dataclass(frozen=True)
@@ -61,7 +81,7 @@ class EngineRecord:
 
     digest: str
     """sha256 over everything that can change a byte of the output, and over the compiled graph itself."""
-    backend: Backend
+    backend: BackendName
     version: str
     """Exact versions of the libraries that made it and run it."""
     precision: Precision
@@ -79,11 +99,17 @@ class EngineRecord:
     """Median, after warming up."""
     parity: dict[str, object] | None
     """Report of the gate; None for the null engine, which predicts nothing."""
+    streams: int = 1
+    target: Target = "cpu"
+    tta: bool = False
+    planes: tuple[str, ...] = ()
+    """What it returns; those of the spec if empty."""
 
     @property
     def request(self) -> EngineRequest:
         """The request that leads to this very engine."""
-        return EngineRequest(self.backend, self.precision, self.tile, self.dtype, self.batch, self.threads)
+        names = [field.name for field in fields(EngineRequest)]
+        return EngineRequest(**{name: getattr(self, name) for name in names})
 
     def to_json(self) -> str:
         """One line, keys sorted."""
@@ -92,7 +118,8 @@ class EngineRecord:
     @classmethod
     def from_json(cls, text: str) -> "EngineRecord":
         """The inverse of `to_json`."""
-        return cls(**json.loads(text))
+        facts = json.loads(text)
+        return cls(**facts | {"planes": tuple(facts.get("planes", ()))})
 
 
 class Engine(Protocol):

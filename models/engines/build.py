@@ -4,108 +4,124 @@ python -m models.engines.build
 """
 
 import json
+import os
 import sys
-import tempfile
-import time
-from collections.abc import Iterator
-from itertools import repeat
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from models.bundle import Bundle, open_bundle
-from models.engines.base import Batch, Engine, EngineRecord, EngineRequest
+from models.engines.backends import BACKENDS, backend_of
+from models.engines.base import EngineRecord, EngineRequest
 from models.engines.cache import Cache
 from models.engines.gate import gate
 from models.engines.load import open_checked, open_engine
 from models.engines.prepare import graph_fields, record_of
-from models.probes import probes
+from models.engines.speed import peak_bytes, race, seconds_per_tile
+from models.errors import EngineError
 
-WARM_UP, RUNS = 1, 7
-SECONDS = 3.0
-"""Measuring stops at `RUNS` batches, or after this long."""
+Job = Mapping[str, Any]
+Answer = dict[str, Any]
 
 
 def main() -> None:
-    """Do the job on stdin."""
+    """Do the job on stdin. What libraries print goes to standard error: the answer stands alone."""
     job = json.load(sys.stdin)
-    bundle, cache = open_bundle(job["bundle"]), Cache(job["cache"])
-    if job["job"] == "measure":
-        answer = _measure(bundle, EngineRecord.from_json(job["record"]), cache)
-    else:
-        answer = _build(bundle, EngineRequest(**job["request"]), cache)
-    print(json.dumps(answer))  # noqa: T201 - the answer to the parent
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    answers.write(json.dumps(JOBS[job["job"]](job)) + "\n")
+    answers.flush()
 
 
-def _build(bundle: Bundle, request: EngineRequest, cache: Cache) -> dict[str, Any]:
-    """Graph, reference answers, gate: {"parity": report} or {"refused": reason}."""
-    if request.precision == "bf16" and not _has_bf16(request.backend):
-        return {"refused": f"this processor has no bf16 that {request.backend} could use"}
-    import torch
+def _list(job: Job) -> Answer:
+    """Why each engine cannot serve on this machine, by backend and precision; None where it can."""
+    target = job["target"]
+    return {
+        backend.name: {precision: _unavailable(backend.name, target, precision) for precision in backend.precisions}
+        for backend in BACKENDS.values()
+    }
 
+
+def _build(job: Job) -> Answer:
+    """Graph, reference answers, gate: {"parity": report}, {"refused": reason} or {"unavailable": reason}."""
+    bundle, cache, request = _bundle(job), Cache(job["cache"]), EngineRequest(**job["request"])
+    if reason := _unavailable(request.backend, request.target_here, request.precision):
+        return {"unavailable": f"{request.backend} {request.precision}: {reason}"}
     from models.engines import reference
 
-    torch.set_num_threads(request.threads)
-    if request.backend == "openvino":
-        _graph(bundle, request, cache)
+    compile_graph(bundle, request, cache)
     reference.ensure(bundle, request, cache)
     engine = open_engine(bundle, record_of(bundle, request, cache), cache)
     report = gate(bundle, engine, cache)
     reasons = report["reasons"]
-    return {"refused": f"it does not agree with eager PyTorch: {'; '.join(reasons)}"} if reasons else {"parity": report}
+    return {"refused": f"it does not agree with the network: {'; '.join(reasons)}"} if reasons else {"parity": report}
 
 
-def _graph(bundle: Bundle, request: EngineRequest, cache: Cache) -> None:
-    from models.engines.openvino import convert
-    from models.export import export_onnx
-    from models.serve import served
-
-    def export(folder: Path) -> None:
-        with tempfile.TemporaryDirectory() as scratch:
-            onnx = Path(scratch) / "model.onnx"
-            export_onnx(served(bundle), onnx, tile=request.tile, dtype=request.dtype, batch=request.batch)
-            convert(onnx, folder)
-
-    cache.make("graph", graph_fields(bundle, request), export)
+def _compile(job: Job) -> Answer:
+    """The graph alone, ungated: {} or {"unavailable": reason}."""
+    request = EngineRequest(**job["request"])
+    if reason := _unavailable(request.backend, request.target_here, request.precision):
+        return {"unavailable": reason}
+    compile_graph(_bundle(job), request, Cache(job["cache"]))
+    return {}
 
 
-def _has_bf16(backend: str) -> bool:
-    if backend == "openvino":
-        from models.engines.openvino import has_bf16
-    else:
-        from models.engines.torch import has_bf16
-    return has_bf16()
-
-
-def _measure(bundle: Bundle, record: EngineRecord, cache: Cache) -> dict[str, Any]:
+def _measure(job: Job) -> Answer:
     """What a worker will pay: this process has loaded the engine as workers do, and nothing else."""
-    engine = open_checked(bundle, record, cache)
-    probe = next(probes(bundle, record.tile, record.dtype)).batch
-    pixels, valid = probe.pixels.repeat(record.batch, 0), probe.valid.repeat(record.batch, 0)
-    seconds = list(_timed(engine, Batch(pixels, valid, probe.scale, probe.offset)))
-    return {"peak_bytes": _peak_bytes(), "seconds_per_tile": median(seconds[WARM_UP:]) / record.batch}
+    bundle, record, cache = _bundle(job), EngineRecord.from_json(job["record"]), Cache(job["cache"])
+    load = open_checked if job.get("checked", True) else open_engine
+    engine = load(bundle, record, cache)
+    return {"seconds_per_tile": seconds_per_tile(bundle, engine), "peak_bytes": peak_bytes()}
 
 
-def _timed(engine: Engine, batch: Batch) -> Iterator[float]:
-    """Seconds between answers, in a steady stream of batches."""
-    start = last = time.perf_counter()
-    for done, _ in enumerate(engine.map(repeat(batch, WARM_UP + RUNS)), 1):
-        now = time.perf_counter()
-        yield now - last
-        last = now
-        if now - start > SECONDS and done > WARM_UP:  # a large network's first batch may take longer
-            break
+def _race(job: Job) -> Answer:
+    """Requests in the order of their speed, and why the others are out of it: {"order": [...], "out": {...}, ...}."""
+    bundle, cache = _bundle(job), Cache(job["cache"])
+
+    def start(request: EngineRequest) -> Any:
+        if reason := _unavailable(request.backend, request.target_here, request.precision):
+            raise EngineError(reason)
+        compile_graph(bundle, request, cache)
+        return open_engine(bundle, record_of(bundle, request, cache), cache)
+
+    return race(bundle, [EngineRequest(**request) for request in job["requests"]], start)
 
 
-def _peak_bytes() -> int:
-    """Largest resident set of this program; `ru_maxrss` would count the parent's, which survives exec."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    import resource
+JOBS: Mapping[str, Callable[[Job], Answer]] = {
+    "list": _list,
+    "build": _build,
+    "compile": _compile,
+    "measure": _measure,
+    "race": _race,
+}
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+def compile_graph(bundle: Bundle, request: EngineRequest, cache: Cache) -> None:
+    """Have what the backend compiles in the cache, where it compiles anything."""
+    backend = backend_of(request.backend)
+    if backend.artefact is None:
+        return
+
+    def fill(folder: Path) -> None:
+        backend.module.compile_graph(bundle, request, folder)
+
+    cache.make("graph", graph_fields(bundle, request), fill)
+
+
+def _unavailable(name: str, target: Any, precision: Any) -> str | None:
+    backend = backend_of(name)
+    if name == "null":
+        return None
+    if target not in backend.targets:
+        return f"it runs on {' and '.join(backend.targets)} alone"
+    try:
+        return backend.missing() or backend.module.unavailable(target, precision)
+    except (ImportError, OSError) as error:  # installed, and not whole
+        return f"its library cannot be loaded ({error}): install it anew"
+
+
+def _bundle(job: Job) -> Bundle:
+    return open_bundle(job["bundle"])
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Loading a pinned engine into a worker. Imports torch for the torch engine only."""
+"""Loading a pinned engine into a worker. Imports torch only for engines that are PyTorch's or run on a GPU."""
 
 import os
 from dataclasses import fields
 from pathlib import Path
 
 from models.bundle import Bundle, open_bundle
+from models.engines.backends import backend_of
 from models.engines.base import Engine, EngineRecord
 from models.engines.cache import Cache
 from models.engines.gate import gate
@@ -21,7 +22,7 @@ def load_engine(bundle_path: Path | str, record: EngineRecord, cache: Path | Non
     """The engine that `record` pins, built first if this machine's cache lacks it, and checked on a few probes.
 
     Raises:
-        EngineError: this machine would make another engine, or the engine does not agree with eager PyTorch.
+        EngineError: this machine would make another engine, or the engine does not agree with the bundle's network.
     """
     bundle, store = open_bundle(Path(bundle_path).resolve()), Cache(cache)
     if bundle.digest != record.bundle:
@@ -41,29 +42,22 @@ def open_checked(bundle: Bundle, record: EngineRecord, cache: Cache) -> Engine:
         return engine
     report = gate(bundle, engine, cache, limit=LOAD_PROBES)
     if report["reasons"]:
-        raise EngineError(f"engine {record.digest[:12]} does not agree with eager PyTorch: {report['reasons']}")
+        raise EngineError(f"engine {record.digest[:12]} does not agree with the network: {report['reasons']}")
     return engine
 
 
 def open_engine(bundle: Bundle, record: EngineRecord, cache: Cache) -> Engine:
     """The engine from its cached artefacts, unchecked."""
-    match record.backend:
-        case "null":
-            return NullEngine(record, len(bundle.spec.planes))
-        case "torch":
-            os.environ.setdefault(*PATIENT)
-            from models.engines.torch import TorchEngine
-
-            return TorchEngine(record, bundle)
-        case "openvino":
-            from models.engines.openvino import OpenVINOEngine
-
-            graph = cache.get("graph", graph_fields(bundle, record.request))
-            if graph is None:
-                raise EngineError(
-                    f"the graph of engine {record.digest[:12]} is gone from {cache.root}: prepare it again"
-                )
-            return OpenVINOEngine(record, graph.path)
+    if record.backend == "null":
+        return NullEngine(record, len(record.planes or bundle.spec.planes))
+    os.environ.setdefault(*PATIENT)  # before torch loads
+    backend = backend_of(record.backend)
+    if backend.artefact is None:
+        return backend.module.load(record, bundle, None)
+    graph = cache.get("graph", graph_fields(bundle, record.request))
+    if graph is None:
+        raise EngineError(f"the graph of engine {record.digest[:12]} is gone from {cache.root}: prepare it again")
+    return backend.module.load(record, bundle, graph.path)
 
 
 def _other(record: EngineRecord, here: EngineRecord) -> str:

@@ -1,5 +1,6 @@
 """The engine of choice on CPUs. Imports no torch."""
 
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from itertools import cycle, takewhile
 from pathlib import Path
@@ -9,9 +10,10 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import openvino as ov
 
-from models.engines.base import Batch, EngineRecord, Planes
+from models.bundle import Bundle
+from models.engines.base import Batch, EngineRecord, EngineRequest, Planes, Precision, Target
 from models.engines.meter import Meter
-from models.engines.slots import SLOTS, overlapped, padded
+from models.engines.slots import overlapped, padded, slots_of
 from models.errors import EngineError
 
 HINTS = {"fp32": "f32", "bf16": "bf16"}
@@ -19,20 +21,20 @@ GRAPH = "model.xml"
 
 
 class OpenVINOEngine:
-    """The exported graph, compiled here for one stream of `threads` threads that are not pinned to cores."""
+    """The exported graph, compiled here for `streams` streams that share `threads` threads, not pinned to cores."""
 
     def __init__(self, record: EngineRecord, folder: Path) -> None:
         self.record, self.meter = record, Meter()
         config = {
             "INFERENCE_PRECISION_HINT": HINTS[record.precision],  # left alone, it takes bf16 wherever it can
-            "NUM_STREAMS": "1",
+            "NUM_STREAMS": str(record.streams),
             "INFERENCE_NUM_THREADS": str(record.threads),
             "ENABLE_CPU_PINNING": "NO",  # several workers share the cores
         }
         try:
             core = ov.Core()
             compiled = core.compile_model(core.read_model(folder / GRAPH), "CPU", config)
-            self._requests = [compiled.create_infer_request() for _ in range(SLOTS)]
+            self._requests = [compiled.create_infer_request() for _ in range(slots_of(record))]
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot compile {folder / GRAPH}: {error}") from error
         used = compiled.get_property("INFERENCE_PRECISION_HINT")
@@ -42,7 +44,8 @@ class OpenVINOEngine:
     def map(self, batches: Iterable[Batch]) -> Iterator[Planes]:
         """Planes (N, P, T, T) of each batch, in order; the next batch is pulled while one is computed."""
         requests = cycle(self._requests)
-        return overlapped(batches, lambda batch: self._start(next(requests), batch), meter=self.meter)
+        slots = len(self._requests)
+        return overlapped(batches, lambda batch: self._start(next(requests), batch), slots, meter=self.meter)
 
     def _start(self, request: Any, batch: Batch) -> Callable[[], Planes]:
         full = padded(batch, self.record)
@@ -71,9 +74,30 @@ class OpenVINOEngine:
         return wait
 
 
-def has_bf16() -> bool:
-    """Whether this processor computes in bf16."""
-    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+def unavailable(target: Target, precision: Precision) -> str | None:
+    """Why it cannot serve here; None if it can."""
+    if target != "cpu":
+        return "it runs on CPUs alone: choose --device cpu"
+    if precision == "bf16" and "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        return "this processor does not compute in bf16: choose --precision fp32"
+    return None
+
+
+def compile_graph(bundle: Bundle, request: EngineRequest, folder: Path) -> None:
+    """Export the served graph into `folder`, in OpenVINO's own form: for any CPU and precision."""
+    from models.export import export_served
+
+    with tempfile.TemporaryDirectory() as scratch:
+        onnx = Path(scratch) / "model.onnx"
+        export_served(bundle, request, onnx)
+        convert(onnx, folder)
+
+
+def load(record: EngineRecord, bundle: Bundle, folder: Path | None) -> OpenVINOEngine:
+    """The engine of a graph that `compile_graph` wrote."""
+    del bundle
+    assert folder is not None  # noqa: S101 - it has an artefact
+    return OpenVINOEngine(record, folder)
 
 
 def convert(onnx: Path, folder: Path) -> None:

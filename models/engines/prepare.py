@@ -1,11 +1,12 @@
 """Choosing an engine and having it built, in a child process: the caller never loads torch.
 
-What is built lies in the cache in four parts, so that a change redoes only what it touches:
+What is built lies in the cache in five parts, so that a change redoes only what it touches:
 
-    graph         the exported network: bundle, tile, batch, type
-    reference     eager answers on the probes: bundle, tile, type
-    calibration   how far eager itself strays at a lower precision
-    engine        record of a graph on one processor, at one precision, with so many threads: gated and measured
+    choice        engines in the order of their measured speed: bundle, target, threads, versions of all of them
+    graph         what is compiled: bundle, backend, tile, batch, type, and what else it depends on
+    reference     answers of the network itself in fp32 on the probes: bundle, tile, type
+    calibration   how far the network itself strays at a lower precision
+    engine        record of a graph on one device, at one precision, with so many threads: gated and measured
 """
 
 import json
@@ -20,13 +21,17 @@ from typing import Any, cast
 
 import models
 from models.bundle import Bundle, open_bundle
-from models.engines.base import ENGINE_FORMAT, Backend, EngineRecord, EngineRequest, Precision
+from models.engines.backends import BACKENDS, Backend, backend_of
+from models.engines.base import ENGINE_FORMAT, BackendName, EngineRecord, EngineRequest, Precision, Target
 from models.engines.cache import Cache, digest_of
-from models.engines.device import device, versions
+from models.engines.device import default_target, device
 from models.errors import EngineError
+from models.spec import check_planes
 
 PATIENT = ("OMP_WAIT_POLICY", "PASSIVE")
 """Set before torch loads: where workers share the cores, threads that spin while they wait cost a factor of six."""
+RACE_TILE = 512
+"""Engines are compared on the bundle's tile nearest to this: on larger ones the order is the same, and takes longer."""
 
 log = logging.getLogger(__name__)
 
@@ -34,32 +39,84 @@ log = logging.getLogger(__name__)
 def prepare(bundle_path: Path | str, request: EngineRequest, cache: Path | None = None) -> EngineRecord:
     """The engine for `request`: from the cache, else built, gated and measured.
 
-    `auto` takes the first that passes its gate: OpenVINO before torch, bf16 (where the processor has it) before fp32.
+    `auto` takes the fastest that passes its gate; the speeds are measured once for each bundle and machine.
 
     Raises:
-        EngineError: none can be built, or none agrees with eager PyTorch; the reasons.
+        EngineError: none can be built, or none agrees with the bundle's network; the reasons.
     """
     bundle, store = open_bundle(Path(bundle_path).resolve()), Cache(cache)
-    _check(bundle, request)
+    check_request(bundle, request)
+    chosen = list(candidates(request, bundle))
+    if len(chosen) > 1:
+        chosen = ranked(bundle, request, store)
     reasons = []
-    for candidate in candidates(request):
+    for candidate in chosen:
         try:
             return prepared(bundle, candidate, store)
         except EngineError as error:
-            if candidate == request:
+            if len(chosen) == 1:
                 raise
-            reasons.append(f"{candidate.backend} {candidate.precision}: {error}")
+            reasons.append(f"{named(candidate)}: {error}")
             log.warning("engine refused, trying the next one: %s", reasons[-1])
-    raise EngineError(f"no engine can be prepared: {'; '.join(reasons)}")
+    raise EngineError(f"no engine can be prepared: {'; '.join(reasons) or 'none is available here'}")
 
 
-def candidates(request: EngineRequest) -> Iterator[EngineRequest]:
-    """What `auto` stands for, best first."""
-    backends = ("openvino", "torch") if request.backend == "auto" else (request.backend,)
-    for backend in backends:
-        wanted = ("bf16", "fp32") if request.precision == "auto" else (request.precision,)
-        for precision in ("fp32",) if backend == "null" else wanted:
-            yield replace(request, backend=cast("Backend", backend), precision=cast("Precision", precision))
+def named(request: EngineRequest | EngineRecord) -> str:
+    """`openvino bf16`, with its streams if there are several."""
+    return f"{request.backend} {request.precision}" + (f", {request.streams} streams" if request.streams > 1 else "")
+
+
+def candidates(request: EngineRequest, bundle: Bundle) -> Iterator[EngineRequest]:
+    """What a request may mean here, the likeliest to be fast first; itself, where it leaves nothing open."""
+    target = default_target() if request.target == "auto" else request.target
+    for backend in _backends(request, target, bundle):
+        precisions = backend.precisions if request.precision == "auto" else (request.precision,)
+        for precision in precisions:
+            settled = replace(request, backend=backend.name, precision=precision, target=target)
+            yield from (replace(settled, streams=streams) for streams in _streams(settled))
+
+
+def _backends(request: EngineRequest, target: Target, bundle: Bundle) -> Iterator[Backend]:
+    if request.backend != "auto":
+        yield backend_of(request.backend)
+        return
+    for backend in BACKENDS.values():
+        tried = backend.name != "null" and (backend.raced or target == "cuda") and backend.missing() is None
+        if tried and target in backend.targets and (backend.runs_graphs or not bundle.spec.imported):
+            yield backend
+
+
+def _streams(request: EngineRequest) -> tuple[int, ...]:
+    """Numbers of streams to be compared: those that share the threads evenly; one where the backend knows no others."""
+    if request.streams:
+        return (request.streams,)
+    if request.backend != "openvino":
+        return (1,)
+    return tuple(streams for streams in (1, 2, 4, 8, 16) if request.threads % streams == 0)
+
+
+def ranked(bundle: Bundle, request: EngineRequest, cache: Cache) -> list[EngineRequest]:
+    """The candidates that are available here, the fastest first, as measured once on this machine."""
+    chosen = {_label(candidate): candidate for candidate in candidates(request, bundle)}
+    fields = choice_fields(bundle, request, list(chosen.values()))
+    entry = cache.make("choice", fields, lambda folder: _race(bundle, list(chosen.values()), cache, folder))
+    order = json.loads((entry.path / "choice.json").read_text())["order"]
+    return [chosen[label] for label in order]
+
+
+def _label(request: EngineRequest) -> str:
+    return f"{request.backend} {request.precision} {request.streams}"
+
+
+def _race(bundle: Bundle, chosen: list[EngineRequest], cache: Cache, folder: Path) -> None:
+    tile = min(bundle.spec.tiles, key=lambda edge: (abs(edge - RACE_TILE), edge))
+    runners = [asdict(replace(candidate, tile=tile)) for candidate in chosen]
+    answer = run_child({"job": "race", "requests": runners, **_addresses(bundle, cache)})
+    for label, reason in answer["out"].items():
+        log.info("not compared: %s: %s", label, reason)
+    if not answer["order"]:
+        raise EngineError(f"no engine can be prepared: {'; '.join(f'{k}: {v}' for k, v in answer['out'].items())}")
+    (folder / "choice.json").write_text(json.dumps(answer))
 
 
 def prepared(bundle: Bundle, request: EngineRequest, cache: Cache) -> EngineRecord:
@@ -74,73 +131,101 @@ def restored(bundle: Bundle, request: EngineRequest, cache: Cache) -> str:
     """Digest of the engine that lies in the cache now; what has been lost or changed there is built again."""
     parts = [cache.get(kind, fields) for kind, fields in _parts(bundle, request).items()]
     if None in parts:
-        built = _child({"job": "build", "request": asdict(request), **_addresses(bundle, cache)})
-        if "refused" in built:
-            raise EngineError(built["refused"])
+        _raise_refusal(run_child({"job": "build", "request": asdict(request), **_addresses(bundle, cache)}))
     return record_of(bundle, request, cache).digest
 
 
 def _parts(bundle: Bundle, request: EngineRequest) -> dict[str, dict[str, object]]:
     """Fields of the entries that an engine needs when it is loaded, by kind."""
-    parts = {
-        "graph": graph_fields(bundle, request),
-        "reference": reference_fields(bundle, request),
-        "calibration": calibration_fields(bundle, request),
+    parts: dict[str, dict[str, object]] = {}
+    if request.backend == "null":
+        return parts
+    if backend_of(request.backend).artefact is not None:
+        parts["graph"] = graph_fields(bundle, request)
+    parts["reference"] = reference_fields(bundle, request)
+    if request.precision != "fp32":
+        parts["calibration"] = calibration_fields(bundle, request)
+    return parts
+
+
+def choice_fields(bundle: Bundle, request: EngineRequest, chosen: list[EngineRequest]) -> dict[str, object]:
+    """What the order of engines by speed depends on; not the tile, nor the pixels' type."""
+    names = sorted({candidate.backend for candidate in chosen})
+    return {
+        "format": ENGINE_FORMAT,
+        "versions": {name: backend_of(name).versions() for name in names},
+        "device": device(chosen[0].target_here),
+        "bundle": bundle.digest,
+        "candidates": [_label(candidate) for candidate in chosen],
+        "threads": request.threads,
+        "batch": request.batch,
+        "tta": request.tta,
     }
-    unused = {"null": set(parts), "torch": {"graph"}, "openvino": set[str]()}[request.backend]
-    unused |= {"calibration"} if request.precision == "fp32" else set()
-    return {kind: fields for kind, fields in parts.items() if kind not in unused}
 
 
 def graph_fields(bundle: Bundle, request: EngineRequest) -> dict[str, object]:
-    """What the exported network depends on."""
-    return {
+    """What the compiled graph depends on."""
+    backend = backend_of(request.backend)
+    fields: dict[str, object] = {
         "format": ENGINE_FORMAT,
-        "versions": versions("openvino"),
+        "backend": backend.name,
+        "versions": backend.versions(),
         "bundle": bundle.digest,
         "tile": request.tile,
         "batch": request.batch,
         "dtype": request.dtype,
+        "planes": request.planes,
+        "tta": request.tta,
     }
+    if backend.artefact == "compiled":
+        target = request.target_here
+        fields |= {"precision": request.precision, "target": target, "device": device(target)}
+        fields |= {"threads": request.threads}
+    return fields
 
 
 def reference_fields(bundle: Bundle, request: EngineRequest) -> dict[str, object]:
-    """What the eager answers on the probes depend on."""
+    """What the network's own answers on the probes depend on."""
     return {
         "format": ENGINE_FORMAT,
-        "versions": versions("torch"),
+        "versions": backend_of("onnxruntime" if bundle.spec.imported else "torch").versions(),
         "bundle": bundle.digest,
         "tile": request.tile,
         "dtype": request.dtype,
+        "planes": request.planes,
+        "tta": request.tta,
     }
 
 
 def calibration_fields(bundle: Bundle, request: EngineRequest) -> dict[str, object]:
-    """What eager's own straying depends on."""
+    """What the network's own straying depends on."""
     return reference_fields(bundle, request) | {"precision": request.precision}
 
 
 def engine_fields(bundle: Bundle, request: EngineRequest) -> dict[str, object]:
     """What an engine depends on: whatever can change a byte of its output."""
+    target = request.target_here
     return {
         "format": ENGINE_FORMAT,
-        "versions": versions(request.backend),
-        "device": device(),
+        "versions": backend_of(request.backend).versions(),
+        "device": device(target),
         "bundle": bundle.digest,
-        **asdict(request),
+        **asdict(replace(request, target=target)),
     }
 
 
 def record_of(bundle: Bundle, request: EngineRequest, cache: Cache) -> EngineRecord:
     """The record before gate and measurement. Its digest covers the cached graph's bytes too."""
-    graph = cache.get("graph", graph_fields(bundle, request)) if request.backend == "openvino" else None
+    portable = backend_of(request.backend).artefact is not None
+    graph = cache.get("graph", graph_fields(bundle, request)) if portable else None
     fields = engine_fields(bundle, request) | {"graph": graph.files if graph else None}
+    target = request.target_here
     return EngineRecord(
         digest=digest_of(fields),
-        backend=cast("Backend", request.backend),
-        version=versions(request.backend),
+        backend=cast("BackendName", request.backend),
+        version=backend_of(request.backend).versions(),
         precision=cast("Precision", request.precision),
-        device=device(),
+        device=device(target),
         tile=request.tile,
         batch=request.batch,
         dtype=request.dtype,
@@ -149,37 +234,78 @@ def record_of(bundle: Bundle, request: EngineRequest, cache: Cache) -> EngineRec
         peak_bytes=0,
         seconds_per_tile=0.0,
         parity=None,
+        streams=request.streams,
+        target=target,
+        tta=request.tta,
+        planes=request.planes,
     )
 
 
-def _check(bundle: Bundle, request: EngineRequest) -> None:
+def check_request(bundle: Bundle, request: EngineRequest) -> None:
+    """Refuse what the bundle does not promise, or no engine can do.
+
+    Raises:
+        EngineError: its tile, type, planes or backend; what is allowed.
+    """
     spec = bundle.spec
     if request.tile not in spec.tiles:
         raise EngineError(f"tile {request.tile}: bundle {spec.name} has tiles {', '.join(map(str, spec.tiles))}")
     if request.dtype not in spec.dtypes:
         raise EngineError(f"{request.dtype} pixels: bundle {spec.name} takes {', '.join(spec.dtypes)}")
+    try:
+        check_planes(request.planes or spec.planes, spec.classes)
+    except ValueError as error:
+        raise EngineError(str(error)) from error
+    if request.backend != "auto":
+        _check_backend(backend_of(request.backend), request, bundle)
+
+
+def _check_backend(backend: Backend, request: EngineRequest, bundle: Bundle) -> None:
+    if bundle.spec.imported and not backend.runs_graphs:
+        raise EngineError(
+            f"engine {backend.name}: bundle {bundle.spec.name} holds an ONNX graph, which PyTorch does not run: choose "
+            "openvino, onnxruntime or tensorrt"
+        )
+    target = request.target_here
+    if target not in backend.targets:
+        raise EngineError(f"engine {backend.name} runs on {' and '.join(backend.targets)}, not on {target}")
+    if request.precision not in {"auto", *backend.precisions}:
+        raise EngineError(
+            f"engine {backend.name} has no {request.precision}: it computes in {', '.join(backend.precisions)}"
+        )
 
 
 def _build(bundle: Bundle, request: EngineRequest, cache: Cache, folder: Path) -> None:
-    """Fill `folder` with record.json, or with refused.json where the engine cannot serve here, whoever asks again."""
+    """Fill `folder` with record.json, or with refused.json where the gate says no, whoever asks again."""
     addresses, parity = _addresses(bundle, cache), None
     if request.backend != "null":
-        built = _child({"job": "build", "request": asdict(request), **addresses})
+        built = run_child({"job": "build", "request": asdict(request), **addresses})
         if "refused" in built:
             (folder / "refused.json").write_text(json.dumps({"reason": built["refused"]}))
             return
+        _raise_refusal(built)
         parity = built["parity"]
     record = record_of(bundle, request, cache)
-    measured = _child({"job": "measure", "record": record.to_json(), **addresses})
+    measured = run_child({"job": "measure", "record": record.to_json(), **addresses})
     (folder / "record.json").write_text(replace(record, parity=parity, **measured).to_json())
+
+
+def _raise_refusal(built: dict[str, Any]) -> None:
+    """What is not available today may be tomorrow: it is said, and not remembered."""
+    if reason := built.get("unavailable") or built.get("refused"):
+        raise EngineError(reason)
 
 
 def _addresses(bundle: Bundle, cache: Cache) -> dict[str, str]:
     return {"bundle": str(bundle.path), "cache": str(cache.root)}
 
 
-def _child(job: dict[str, Any]) -> dict[str, Any]:
-    """Run one job of `models.engines.build`: the last line that it prints is its answer."""
+def run_child(job: dict[str, Any]) -> dict[str, Any]:
+    """Run one job of `models.engines.build`: the last line that it prints is its answer.
+
+    Raises:
+        EngineError: the child failed, with its last line, or was killed.
+    """
     home = Path(next(iter(models.__path__))).parent  # so that the child imports the very code that runs here
     command = [sys.executable, "-m", "models.engines.build"]
     environment = {PATIENT[0]: PATIENT[1], **os.environ}

@@ -1,7 +1,7 @@
-"""The answers that engines are held to: eager fp32 PyTorch on the probes, computed once and cached."""
+"""The answers that engines are held to: the network itself in fp32 on the probes, computed once and cached."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from models.bundle import Bundle, load_module
 from models.engines.base import EngineRequest
 from models.engines.cache import Cache, Entry
-from models.engines.gate import CALIBRATION, REFERENCE
+from models.engines.gate import CALIBRATION, REFERENCE, reference_planes
 from models.engines.prepare import calibration_fields, reference_fields
 from models.engines.torch import laid_out, predict, tensors
 from models.parity import Reference, difference
@@ -28,22 +28,21 @@ def ensure(bundle: Bundle, request: EngineRequest, cache: Cache) -> None:
         cache.make("calibration", fields, lambda folder: _calibrate(bundle, request, stored, folder))
 
 
-def references(serve: Serve, chosen: Iterator[Probe]) -> Iterator[tuple[str, Reference]]:
-    """Labels, confidence and margins of each probe; margins relative to the spread of the first probe's logits."""
+def references(serve: Serve, chosen: Iterable[Probe]) -> Iterator[tuple[str, Reference]]:
+    """What the network says of each probe; margins relative to the spread of the first probe's logits."""
     spread = 0.0
     for probe in chosen:
         with torch.inference_mode():
             logits = serve.logits(*tensors(probe.batch))
             spread = spread or max(float(logits.std()), 1e-12)
-            labels, confidence = serve.spread(serve.decide(logits))[0]
-            margin = serve.spread(_margin(logits, spread)[None, None])[0, 0]
-        yield probe.name, Reference(labels.numpy(), confidence.numpy(), margin.numpy())
+            planes = dict(zip(serve.planes, serve.spread(serve.decide(logits))[0].numpy(), strict=True))
+            margin = serve.spread(_margin(serve.handicapped(logits), spread)[None, None])[0, 0]
+        yield probe.name, Reference(planes, margin.numpy())
 
 
-def eager(bundle: Bundle, precision: str, *, planes: tuple[str, ...] | None = None) -> Serve:
+def eager(bundle: Bundle, request: EngineRequest, precision: str, planes: Sequence[str]) -> Serve:
     """The bundle's network as PyTorch runs it, nothing folded."""
-    spec = bundle.spec if planes is None else bundle.spec.model_copy(update={"planes": planes})
-    return laid_out(serve_network(load_module(bundle), spec), precision)
+    return laid_out(serve_network(load_module(bundle), bundle.spec, planes=planes, tta=request.tta), precision)
 
 
 def _margin(logits: Tensor, spread: float) -> Tensor:
@@ -52,16 +51,20 @@ def _margin(logits: Tensor, spread: float) -> Tensor:
 
 
 def _refer(bundle: Bundle, request: EngineRequest, folder: Path) -> None:
-    serve = eager(bundle, "fp32", planes=("labels", "confidence"))
+    torch.set_num_threads(request.threads)
+    serve = eager(bundle, request, "fp32", reference_planes(bundle, request))
     answers = references(serve, probes(bundle, request.tile, request.dtype))
-    arrays = {name: np.stack([one.labels, one.confidence, one.margin]) for name, one in answers}
+    arrays = {name: np.stack([one.margin, *one.planes.values()]) for name, one in answers}
     np.savez_compressed(folder / REFERENCE, allow_pickle=False, **arrays)
 
 
 def _calibrate(bundle: Bundle, request: EngineRequest, stored: Entry, folder: Path) -> None:
-    serve, found = eager(bundle, request.precision), {}
+    torch.set_num_threads(request.threads)
+    names, found = reference_planes(bundle, request), {}
+    serve = eager(bundle, request, request.precision, names)
     with np.load(stored.path / REFERENCE, allow_pickle=False) as arrays:
         for probe in probes(bundle, request.tile, request.dtype):
-            planes = dict(zip(bundle.spec.planes, predict(serve, probe.batch)[0], strict=True))
-            found[probe.name] = difference(probe, Reference(*arrays[probe.name]), planes, request.precision)
+            planes = dict(zip(names, predict(serve, probe.batch)[0], strict=True))
+            known = Reference.from_array(arrays[probe.name], names)
+            found[probe.name] = difference(probe, known, planes, request.precision)
     (folder / CALIBRATION).write_text(json.dumps({name: asdict(value) for name, value in found.items()}))

@@ -20,6 +20,11 @@ SLOTS = 2
 """Batches in flight inside an engine of one stream; with more streams, one more than these."""
 
 
+def slots_of(record: EngineRecord) -> int:
+    """Batches in flight inside an engine: one for each stream to compute, and one that waits."""
+    return record.streams + 1
+
+
 def padded(batch: Batch, record: EngineRecord) -> Batch:
     """`batch` with invalid tiles added up to the engine's fixed size; refused if it is not what the engine takes."""
     count, _, height, width = batch.pixels.shape

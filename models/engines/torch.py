@@ -1,44 +1,124 @@
-"""Eager PyTorch as an engine: the slowest, and the one that is always there."""
+"""Eager PyTorch as an engine, on a processor or a GPU: the slowest, and the one that is always there."""
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from models.bundle import Bundle
-from models.engines.base import Batch, EngineRecord, Planes
+from models.engines.base import Batch, Engine, EngineRecord, Planes, Precision, Target
 from models.engines.meter import Meter
-from models.engines.slots import overlapped, padded
+from models.engines.ring import Cuda, Device, Slot, Stream, Work
+from models.engines.ringed import RingEngine
+from models.engines.slots import overlapped, padded, slots_of
 from models.serve import EAGER, Serve, served
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+INPUTS = ("pixels", "valid", "scale", "offset")
+"""Of a served graph, in its order."""
+
+
+class Predictor(Protocol):
+    """What gives planes (N, P, T, T) from the four inputs: `Serve`, or something compiled of it."""
+
+    def __call__(self, pixels: Tensor, valid: Tensor, scale: Tensor, offset: Tensor, /) -> Tensor:
+        """As `Serve.forward`."""
+        ...
 
 
 class TorchEngine:
-    """The rewritten network, channels last, run by one thread with `threads` helpers."""
+    """A predictor on the processor, run by one thread for each stream, which share `threads` helpers."""
 
-    def __init__(self, record: EngineRecord, bundle: Bundle) -> None:
+    def __init__(self, record: EngineRecord, load: Callable[[], Predictor]) -> None:
         self.record, self.meter = record, Meter()
-        self._pool = ThreadPoolExecutor(1, "engine")
-        self._serve = self._pool.submit(self._load, bundle).result()
+        self._pool = ThreadPoolExecutor(
+            record.streams, "engine", torch.set_num_threads, (max(1, record.threads // record.streams),)
+        )
+        self._predictor = self._pool.submit(load).result()
 
     def map(self, batches: Iterable[Batch]) -> Iterator[Planes]:
         """Planes (N, P, T, T) of each batch, in order; the next batch is pulled while one is computed."""
-        return overlapped(batches, self._start, meter=self.meter)
-
-    def _load(self, bundle: Bundle) -> Serve:
-        torch.set_num_threads(self.record.threads)
-        return laid_out(served(bundle, EAGER), self.record.precision)
+        return overlapped(batches, self._start, slots_of(self.record), self.meter)
 
     def _start(self, batch: Batch) -> Callable[[], Planes]:
         running = self._pool.submit(self._run, padded(batch, self.record))
         return lambda: running.result()[: len(batch.pixels)]
 
     def _run(self, batch: Batch) -> Planes:
-        torch.set_num_threads(self.record.threads)
         with self.meter.running():
-            return np.asarray(predict(self._serve, batch))
+            return predict(self._predictor, batch)
+
+
+class Unsigned(nn.Module):
+    """A served graph for uint16, which PyTorch hardly computes in: its pixels come as the int16 of the same bits."""
+
+    def __init__(self, serve: Serve) -> None:
+        super().__init__()
+        self.serve = serve
+
+    def forward(self, pixels: Tensor, valid: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+        """As `Serve.forward`."""
+        return self.serve(pixels.to(torch.int32) & 0xFFFF, valid, scale, offset)  # type: ignore[no-any-return] # modules return Any
+
+
+def load(record: EngineRecord, bundle: Bundle, folder: Path | None) -> Engine:
+    """The engine; nothing is compiled."""
+    del folder
+
+    def eager() -> Serve:
+        return laid_out(served(bundle, EAGER, planes=record.planes, tta=record.tta), record.precision)
+
+    if record.target == "cpu":
+        return TorchEngine(record, eager)
+    repeat_exactly()
+    return on_device(record, eager().cuda(), Cuda())
+
+
+def on_device(record: EngineRecord, serve: Serve, device: Device) -> RingEngine:
+    """An engine that runs `serve`, which lies on `device`, in a ring; the GPU replays what it has recorded."""
+    predictor = signed_graph(serve, record.dtype)
+
+    def program(slot: Slot, stream: Stream) -> Work:
+        return stream.graphed(computing(predictor, slot))
+
+    return RingEngine(record, len(serve.mean), len(serve.planes), device, program, signed)
+
+
+def computing(predictor: Predictor, slot: Slot) -> Work:
+    """What computes a slot's planes."""
+    arrays = [slot.device[name] for name in INPUTS]
+
+    def compute() -> None:
+        with torch.inference_mode():
+            slot.output.copy_(predictor(*arrays))
+
+    return compute
+
+
+def repeat_exactly() -> None:
+    """Have GPUs give the same bytes in every process, and full precision where it is asked for.
+
+    Left alone, cuDNN may time its algorithms in each process anew, and float32 is multiplied with 10 bits of mantissa.
+    """
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def signed_graph(serve: Serve, dtype: str) -> nn.Module:
+    """The graph that takes pixels of `dtype` as `signed` gives them."""
+    return Unsigned(serve) if dtype == "uint16" else serve
+
+
+def signed(pixels: NDArray[Any]) -> NDArray[Any]:
+    """uint16 as the int16 of the same bits, other types as they are; no copy if it is contiguous."""
+    pixels = np.ascontiguousarray(pixels)
+    return pixels.view(np.int16) if pixels.dtype == np.uint16 else pixels
 
 
 def laid_out(serve: Serve, precision: str) -> Serve:
@@ -47,19 +127,26 @@ def laid_out(serve: Serve, precision: str) -> Serve:
     return serve
 
 
-def predict(serve: Serve, batch: Batch) -> Planes:
+def predict(predictor: Predictor, batch: Batch) -> Planes:
     """The planes of one batch, here and now."""
     with torch.inference_mode():
-        return np.asarray(serve(*tensors(batch)).numpy())
+        return np.asarray(predictor(*tensors(batch)).numpy())
 
 
-def tensors(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def tensors(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The graph's inputs: pixels, valid, scale, offset."""
     valid = np.require(batch.valid, requirements=["C", "W"]).view(np.uint8)
     pixels, scale, offset = (np.require(a, requirements=["C", "W"]) for a in (batch.pixels, batch.scale, batch.offset))
     return torch.from_numpy(pixels), torch.from_numpy(valid), torch.from_numpy(scale), torch.from_numpy(offset)
 
 
-def has_bf16() -> bool:
-    """Whether this processor computes in bf16."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001 - no public name
+def unavailable(target: Target, precision: Precision) -> str | None:
+    """Why it cannot serve here; None if it can."""
+    if target == "cuda":
+        return None if torch.cuda.is_available() else "PyTorch sees no GPU: choose --device cpu"
+    # There are no public names for what oneDNN convolves in.
+    if precision == "bf16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # noqa: SLF001
+        return "this processor does not compute in bf16: choose --precision fp32"
+    if precision == "fp16" and not torch.ops.mkldnn._is_mkldnn_fp16_supported():  # noqa: SLF001
+        return "this processor does not compute in fp16: choose --precision bf16 or fp32"
+    return None
