@@ -15,6 +15,7 @@ from models.engines.cache import Cache, Entry
 from models.engines.gate import CALIBRATION, REFERENCE, reference_planes
 from models.engines.prepare import calibration_fields, reference_fields
 from models.engines.torch import laid_out, predict, tensors
+from models.imported import load_imported
 from models.parity import Reference, difference
 from models.probes import Probe, probes
 from models.serve import Serve, serve_network
@@ -41,8 +42,9 @@ def references(serve: Serve, chosen: Iterable[Probe]) -> Iterator[tuple[str, Ref
 
 
 def eager(bundle: Bundle, request: EngineRequest, precision: str, planes: Sequence[str]) -> Serve:
-    """The bundle's network as PyTorch runs it, nothing folded."""
-    return laid_out(serve_network(load_module(bundle), bundle.spec, planes=planes, tta=request.tta), precision)
+    """The bundle's network as PyTorch runs it, nothing folded; an imported one as ONNX Runtime runs its graph."""
+    network = load_imported(bundle, precision, request.threads) if bundle.spec.imported else load_module(bundle)
+    return laid_out(serve_network(network, bundle.spec, planes=planes, tta=request.tta), precision)
 
 
 def _margin(logits: Tensor, spread: float) -> Tensor:
