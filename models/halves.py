@@ -5,6 +5,7 @@ are folded before the weights are rounded: the exporter, which would fold them i
 """
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -35,8 +36,13 @@ def export_half(bundle: Bundle, request: EngineRequest, path: Path) -> Path:
     """Write the graph that serves `bundle`, its pixels as `models.wire` has them, its network in `request.precision`.
 
     Raises:
-        EngineError: a weight is beyond what the precision holds.
+        EngineError: a weight is beyond what the precision holds, or an imported graph cannot be cast.
     """
+    if bundle.spec.imported:
+        from models.imported import write_served
+
+        rework = partial(half_graph, precision=request.precision)
+        return write_served(bundle, request, path, opset=OPSET, entrance=_entrance, rework=rework)
     serve = served(bundle, planes=request.planes, tta=request.tta)
     return export_wired(serve, path, request)
 
@@ -47,6 +53,11 @@ def export_wired(serve: Serve, path: Path, request: EngineRequest) -> Path:
     wire = Wired(serve, request.dtype).eval()
     example = wire.example(request.tile, request.batch)
     return write_onnx(wire, example, path, inputs=INPUTS, outputs=[OUTPUT], opset=OPSET)
+
+
+def _entrance(serve: Serve, request: EngineRequest) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    wire = Wired(serve, request.dtype, leave=False)
+    return wire, wire.example(request.tile, request.batch)
 
 
 def halve(network: nn.Module, precision: str) -> nn.Module:
@@ -101,7 +112,9 @@ def _tensors(graph: GraphProto, exact: set[str]) -> Iterator[TensorProto]:
         for attribute in node.attribute:
             if node.op_type == "Constant" and attribute.name in {"value_float", "value_floats"}:
                 values = helper.get_attribute_value(attribute)
-                attribute.CopyFrom(helper.make_attribute("value", onnx.numpy_helper.from_array(np.float32(values))))
+                attribute.CopyFrom(
+                    helper.make_attribute("value", onnx.numpy_helper.from_array(np.array(values, np.float32)))
+                )
                 held.append((node.output[0], attribute.t))
     return (tensor for name, tensor in held if name not in exact and tensor.data_type == TensorProto.FLOAT)
 

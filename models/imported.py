@@ -6,7 +6,7 @@ no session: its nodes are raised to our operator set and joined with the normali
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import onnx
@@ -22,6 +22,8 @@ from models.export import INPUTS, OPSET, OUTPUT, example, write_onnx
 from models.onnxgraph import joined, opset_of, raised, rounded, shaped
 from models.serve import VIEWS, Serve, serve_network
 from models.spec import Imported, ModelSpec
+
+Entrance = Callable[[Serve, EngineRequest], tuple[nn.Module, tuple[Tensor, ...]]]
 
 LEAST = 1e-7
 """Probability below which float32 cannot tell a saturated activation from another."""
@@ -84,8 +86,18 @@ def plan_of(spec: ModelSpec) -> Imported:
     return spec.imported
 
 
-def write_served(bundle: Bundle, request: EngineRequest, path: Path) -> Path:
+def write_served(
+    bundle: Bundle,
+    request: EngineRequest,
+    path: Path,
+    *,
+    opset: int = OPSET,
+    entrance: Entrance | None = None,
+    rework: Callable[[onnx.ModelProto], onnx.ModelProto] = lambda network: network,
+) -> Path:
     """Write the graph that serves an imported network: its own nodes between our normalisation and our decision.
+
+    `entrance`: what stands in the place of `Serve.enter`, and examples of its inputs; `rework` changes the network.
 
     Raises:
         EngineError: the graph takes another number of images.
@@ -98,14 +110,14 @@ def write_served(bundle: Bundle, request: EngineRequest, path: Path) -> Path:
             f"{' (8 orientations of each tile)' if request.tta else ''}: export it with a dynamic batch, or choose "
             f"batch {plan.batch} without augmentation"
         )
-    network = raised(onnx.load(bundle.network), OPSET)
-    network = shaped(network, plan.input, (images, len(spec.bands), request.tile, request.tile))
+    network = raised(onnx.load(bundle.network), opset)
+    network = rework(shaped(network, plan.input, (images, len(spec.bands), request.tile, request.tile)))
     serve = serve_network(nn.Identity(), spec, planes=request.planes, tta=request.tta)
     edge, opset = request.tile // plan.output_stride, opset_of(network)
-    pixels = example(serve, request.tile, request.dtype, request.batch)
+    enter, pixels = (entrance or _entrance)(serve, request)
     answers = torch.zeros(images, plan.channels, edge, edge)
     parts = [
-        ("enter", _written(_Enter(serve), pixels, INPUTS, plan.input, opset)),
+        ("enter", _written(enter, pixels, INPUTS, plan.input, opset)),
         ("network", network),
         ("leave", _written(_Leave(serve, plan), (answers,), ["answers"], OUTPUT, opset)),
     ]
@@ -113,6 +125,10 @@ def write_served(bundle: Bundle, request: EngineRequest, path: Path) -> Path:
     onnx.checker.check_model(whole, full_check=True)
     path.write_bytes(whole.SerializeToString(deterministic=True))
     return path
+
+
+def _entrance(serve: Serve, request: EngineRequest) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    return _Enter(serve), example(serve, request.tile, request.dtype, request.batch)
 
 
 class _Enter(nn.Module):
