@@ -1,36 +1,45 @@
 """What a worker does with a task: read, batch, infer, write, record. Addresses in, facts out, idempotent.
 
 Inside a task three things overlap: a thread reads the next block ahead, the engine computes, and a thread writes the
-last block behind. A block is read once, as one window (its tiles' union); tiles are views of it. Tasks of several
-scenes may go through the engine together: where engine and radiometry agree, their tiles share its batches.
+last block behind; where the engine waits for either, more threads join (see `pipeline.pace`). A block is read once, as
+one window (its tiles' union); tiles are views of it, and those without a valid pixel of their own never reach the
+engine. Tasks of several scenes may go through the engine together: where engine and radiometry agree, their tiles share
+its batches.
 """
 
 import contextlib
+import os
+import socket
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.engines.base import Batch, Engine, EngineRecord
+from models.engines.meter import Meter, Times
 from models.spec import NODATA
 from pipeline import outputs, resources, store
 from pipeline.grid import Core, Window
 from pipeline.ledger import BlockRecord, Ledger
 from pipeline.outputs import LEDGER, MASK, PLAN, STAGED, open_source
+from pipeline.pace import Pace
 from pipeline.plan import GDAL_CACHE, Plan
 from pipeline.scene import Source
 from pipeline.staging import stage_window
 from pipeline.statistics import class_sums, confidence_bins
 from pipeline.stop import stopping
 
-T = TypeVar("T")
+_RECORDING = threading.Lock()
+"""Held while a record is appended: a process has one file in a ledger, and several threads that write blocks."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,7 @@ class PublishTask:
 
     run: str
     step: str
-    """A key of `pipeline.outputs.STEPS`."""
+    """One of `pipeline.outputs.steps_of`."""
     alone: bool = False
     """See `Task.alone`."""
 
@@ -92,6 +101,17 @@ class TaskReport:
     peak_bytes: int
     """Largest resident set of the worker process so far."""
     records: tuple[BlockRecord, ...] = ()
+    kind: Literal["segment", "stage", "publish"] = "segment"
+    start: float = 0.0
+    """Seconds that went before, to load the engine: 0 where an earlier task of this process had loaded it."""
+    engine: Times = field(default_factory=Times)
+    """What the engine did with its time."""
+    readers: int = 0
+    """Threads that read blocks, in the end."""
+    writers: int = 0
+    """Threads that wrote blocks, in the end."""
+    worker: str = ""
+    """Names the process that did it."""
 
 
 def perform(task: Task | StageTask | PublishTask) -> TaskReport:
@@ -99,21 +119,46 @@ def perform(task: Task | StageTask | PublishTask) -> TaskReport:
     resources.limit_caches(GDAL_CACHE)
     if stopping(Path(task.run)):
         return TaskReport(0.0, None, resources.peak_memory())
-    engine_threads = _engine(task.run)[1] if isinstance(task, Task) else frozenset()
-    start, cpu = time.perf_counter(), resources.cpu_seconds(without=engine_threads)
-    records: tuple[BlockRecord, ...] = ()
     match task:
         case Task():
-            records = tuple(segment_blocks(task))
+            return _segment(task)
         case StageTask():
-            plan = _plan(task.run)
-            stage_window(plan.scene, str((Path(task.run) / STAGED).resolve()), task.window)
+            plan, staged = _plan(task.run), str((Path(task.run) / STAGED).resolve())
+            return _timed("stage", lambda: stage_window(plan.scene, staged, task.window))
         case PublishTask():
-            outputs.STEPS[task.step](_plan(task.run), Path(task.run))
+            return _timed("publish", lambda: outputs.make(task.step, _plan(task.run), Path(task.run)))
+
+
+def _segment(task: Task) -> TaskReport:
+    began = time.perf_counter()
+    engine, threads = _engine(task.run)
+    start, before = time.perf_counter() - began, engine.meter.times()
+    records: list[BlockRecord] = []
+    report = _timed("segment", lambda: records.extend(segment_blocks(task)), without=threads)
+    reading, writing = _paces(task.run)
+    return replace(
+        report,
+        records=tuple(records),
+        start=start,
+        engine=engine.meter.times() - before,
+        readers=reading.threads,
+        writers=writing.threads,
+    )
+
+
+def _timed(
+    kind: Literal["segment", "stage", "publish"],
+    work: Callable[[], object],
+    without: frozenset[int] = frozenset(),
+) -> TaskReport:
+    """What `work` takes; the CPU time of the threads `without` is left out."""
+    start, cpu = time.perf_counter(), resources.cpu_seconds(without=without)
+    work()
     resources.release_memory()
-    after = resources.cpu_seconds(without=engine_threads)
+    after = resources.cpu_seconds(without=without)
     outside = None if cpu is None or after is None else max(after - cpu, 0.0)
-    return TaskReport(time.perf_counter() - start, outside, resources.peak_memory(), records)
+    worker = f"{socket.gethostname()}-{os.getpid()}"
+    return TaskReport(time.perf_counter() - start, outside, resources.peak_memory(), kind=kind, worker=worker)
 
 
 def segment_blocks(task: Task) -> Iterator[BlockRecord]:
@@ -133,26 +178,20 @@ def segment_together(
         SceneError: a part of a scene cannot be read. Blocks yielded before stay recorded.
     """
     engine, _ = _engine(tasks[0].run)
+    reading, writing = _paces(tasks[0].run)
     with (
         contextlib.ExitStack() as sources,
-        ThreadPoolExecutor(1, "read") as reader,
-        ThreadPoolExecutor(1, "write") as writer,
+        ThreadPoolExecutor(reading.most, "read") as readers,
+        ThreadPoolExecutor(writing.most, "write") as writers,
     ):
         flight: deque[_Tiles] = deque()
-        finished: deque[Future[tuple[str, BlockRecord]]] = deque()
-
-        def finish(block: _Block) -> None:
-            # One block is written while the next is computed: without this wait a slow disk would fill the memory.
-            wait(list(finished)[-1:])
-            finished.append(writer.submit(_finish, block))
-
-        blocks = _ahead(reader, _reading(tasks, sources, stopping))
-        for planes in engine.map(_batches(_plan(tasks[0].run).engine.batch, blocks, flight, finish)):
-            _keep(flight.popleft(), planes, finish)
-            while finished and finished[0].done():
-                yield finished.popleft().result()
-        while finished:
-            yield finished.popleft().result()
+        behind = _Behind(writers, writing, engine.meter)
+        blocks = _ahead(readers, _reading(tasks, sources, stopping), reading, engine.meter)
+        for planes in engine.map(_batches(_plan(tasks[0].run).engine.batch, blocks, flight, behind.write)):
+            _keep(flight.popleft(), planes, behind.write)
+            yield from behind.written()
+        with engine.meter.doing("output"):
+            yield from behind.rest()
 
 
 def _reading(
@@ -170,20 +209,23 @@ def _reading(
 
 
 class _Opened:
-    """The source of one task, for as long as its blocks are read: by one thread, one after the other."""
+    """The source of one task, for as long as its blocks are read, by any threads."""
 
     def __init__(self, plan: Plan, run: Path, blocks: int) -> None:
         self.plan, self.run, self.left = plan, run, blocks
         self._source: Source | None = None
+        self._lock = threading.Lock()
 
     def read(self, window: Window) -> "_Block":
         """One block with its tiles."""
-        if self._source is None:
-            self._source = open_source(self.plan, self.run)
+        with self._lock:
+            if self._source is None:
+                self._source = open_source(self.plan, self.run)
         block = _Block.read(self.plan, self.run, self._source, window)
-        self.left -= 1
-        if not self.left:
-            self.close()
+        with self._lock:
+            self.left -= 1
+            if not self.left:
+                self.close()
         return block
 
     def close(self) -> None:
@@ -239,6 +281,10 @@ class _Block:
             return pixels, valid
         return np.pad(pixels, ((0, 0), *rim), "reflect"), np.pad(valid, rim, "reflect")
 
+    def release(self) -> None:
+        """Let go of the pixels: every tile has been computed."""
+        self.pixels = self.pixels[:, :0, :0].copy()
+
     def keep(self, core: Core, planes: NDArray[np.uint8]) -> None:
         """Copy what `core` owns out of a tile's planes (P, T, T); invalid pixels stay nodata."""
         owned = core.owned.relative_to(self.window).slices
@@ -251,15 +297,49 @@ _Tiles = list[tuple[_Block, Window]]
 """The tiles of one batch, in its order."""
 
 
-def _ahead(pool: ThreadPoolExecutor, reads: Iterable[Callable[[], T]]) -> Iterator[T]:
-    """What `reads` return, one ahead of the consumer."""
-    pending: deque[Future[T]] = deque()
-    for read in reads:
-        pending.append(pool.submit(read))
-        if len(pending) > 1:
-            yield pending.popleft().result()
+def _ahead(
+    pool: ThreadPoolExecutor, reads: Iterator[Callable[[], _Block]], pace: Pace, meter: Meter
+) -> Iterator[_Block]:
+    """What `reads` return, in order; as many as `pace` says are read while the consumer has the last one."""
+    pace.begin()
+    pending = deque(pool.submit(read) for read in islice(reads, pace.threads))
     while pending:
-        yield pending.popleft().result()
+        block = pending.popleft().result()
+        pace.block(block.clock["read"], meter.times())
+        pending.extend(pool.submit(read) for read in islice(reads, max(pace.threads - len(pending), 0)))
+        yield block
+
+
+class _Behind:
+    """Complete blocks on their way to the disk, as many at once as `pace` says: else a slow disk fills the memory."""
+
+    def __init__(self, pool: ThreadPoolExecutor, pace: Pace, meter: Meter) -> None:
+        self._pool, self._pace, self._meter = pool, pace, meter
+        self._finished: deque[Future[tuple[str, BlockRecord]]] = deque()
+        pace.begin()
+
+    def write(self, block: _Block) -> None:
+        """Have a block written, as soon as there is room for it."""
+        block.release()
+        with self._meter.doing("output"):
+            while len(open_ := [future for future in self._finished if not future.done()]) >= self._pace.threads:
+                wait(open_, return_when=FIRST_COMPLETED)
+        self._finished.append(self._pool.submit(_finish, block))
+
+    def written(self) -> Iterator[tuple[str, BlockRecord]]:
+        """(run, record) of the blocks that are done by now, in order."""
+        while self._finished and self._finished[0].done():
+            yield self._first()
+
+    def rest(self) -> Iterator[tuple[str, BlockRecord]]:
+        """(run, record) of the others."""
+        while self._finished:
+            yield self._first()
+
+    def _first(self) -> tuple[str, BlockRecord]:
+        run, record = self._finished.popleft().result()
+        self._pace.block(record.seconds["write"], self._meter.times())
+        return run, record
 
 
 def _batches(
@@ -328,7 +408,8 @@ def _finish(block: _Block) -> tuple[str, BlockRecord]:
         tiles=len(block.tiles),
         seconds={"read": block.clock["read"], "wait": waited, "write": time.perf_counter() - start},
     )
-    Ledger(run / LEDGER).append(record)
+    with _RECORDING:
+        Ledger(run / LEDGER).append(record)
     return str(run), record
 
 
@@ -340,6 +421,13 @@ def _plan(run: str) -> Plan:
 @lru_cache(maxsize=64)
 def _plan_as_of(path: Path, _changed: int) -> Plan:
     return Plan.load(path)
+
+
+@lru_cache(maxsize=16)
+def _paces(run: str) -> tuple[Pace, Pace]:
+    """Of reading and of writing: what one task of a run has found out, the next one goes on with."""
+    most = _plan(run).costs.readers
+    return Pace("input", most), Pace("output", most)
 
 
 def _engine(run: str) -> tuple[Engine, frozenset[int]]:

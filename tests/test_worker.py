@@ -1,5 +1,9 @@
 """The laws of stitching, through the production path, with a network small enough to be exact."""
 
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +14,11 @@ from drawn_scenes import noise, write_tiff
 from torch.nn.functional import avg_pool2d, conv2d, interpolate
 
 from models.engines.base import EngineRecord
-from pipeline import store, worker, workshop
+from models.engines.meter import Meter
+from models.engines.slots import overlapped
+from pipeline import outputs, store, worker, workshop
 from pipeline.grid import TileGrid, Window
+from pipeline.ledger import Ledger
 from pipeline.plan import PlanOptions, make_plan
 from pipeline.scene import SceneAddress, open_scene
 
@@ -39,20 +46,29 @@ def predict(pixels, valid):
 
 
 class ExactEngine:
+    def __init__(self):
+        self.meter = Meter()
+
     def map(self, batches):
         for batch in batches:
             yield predict(batch.pixels, batch.valid)
 
 
-def run(path, folder, monkeypatch, *, block, batch=1, window=None, nodata=None):
-    """Segment a whole scene with the exact engine; labels (H, W)."""
+def planned(path, folder, *, block, batch=1, window=None, nodata=None):
+    """The plan of a whole scene, segmented by the exact engine."""
     record = EngineRecord("e", "torch", "0", "fp32", "cpu", TILE, batch, "uint8", 1, "b", 10**8, 0.0, None)
     spec = drawn_spec(halo=HALO, stride=STRIDE, tiles=(TILE,))
     address = SceneAddress(str(path), nodata=nodata, window=window)
     with open_scene(address) as scene:
-        plan = make_plan(scene, spec, folder, record, out=folder, options=PlanOptions(block=block, stage=False))
+        return make_plan(scene, spec, folder, record, out=folder, options=PlanOptions(block=block, stage=False))
+
+
+def run(path, folder, monkeypatch, **wanted):
+    """Segment a whole scene with the exact engine; labels (H, W)."""
+    plan = planned(path, folder, **wanted)
     workshop.open_run(plan, folder)
-    monkeypatch.setattr(worker, "_engine", lambda run: (ExactEngine(), frozenset()))
+    engine = ExactEngine()
+    monkeypatch.setattr(worker, "_engine", lambda run: (engine, frozenset()))
     tasks = [worker.Task(str(folder), (block_,)) for block_ in plan.blocks]
     records = [record for task in tasks for record in worker.perform(task).records]
     return store.read_plane(folder / "mask.zarr", "labels", plan.grid.scene), records
@@ -138,3 +154,117 @@ def test_a_task_carries_addresses_only():
         "/some/output/folder/.widefield/runs/name/0123456789abcdef", tuple(Window(i, 0, 9, 9) for i in range(9))
     )
     assert len(pickle.dumps(replace(task, windows=task.windows[:4]))) < 1000
+
+
+class CountedSource:
+    """A source that remembers what was read of it, and how many reads ran at the same time."""
+
+    def __init__(self, source, pause=0.0):
+        self._source, self._pause, self._lock = source, pause, threading.Lock()
+        self.windows, self.reading, self.most = [], 0, 0
+
+    def __getattr__(self, name):
+        return getattr(self._source, name)
+
+    def read(self, window):
+        with self._lock:
+            self.windows.append(window)
+            self.reading += 1
+            self.most = max(self.most, self.reading)
+        time.sleep(self._pause)
+        answer = self._source.read(window)
+        with self._lock:
+            self.reading -= 1
+        return answer
+
+
+def counted(monkeypatch, pause=0.0):
+    """The sources that workers open from now on."""
+    opened = []
+
+    def open_counted(plan, run):
+        opened.append(CountedSource(outputs.open_source(plan, run), pause))
+        return opened[-1]
+
+    monkeypatch.setattr(worker, "open_source", open_counted)
+    return opened
+
+
+def test_a_block_decodes_each_chunk_of_its_source_once_for_all_its_tiles(tmp_path, monkeypatch):
+    opened = counted(monkeypatch)
+    run(write_tiff(tmp_path / "s.tif", noise(3, 130, 170)), tmp_path, monkeypatch, block=64)
+    grid = TileGrid(130, 170, TILE, HALO, STRIDE)
+    read = sorted(window for source in opened for window in source.windows)
+    assert read == sorted(grid.source(block) for block in grid.blocks(64))
+
+
+class TimedEngine(ExactEngine):
+    """Computes each batch for so many seconds, beside `map`."""
+
+    def __init__(self, seconds=0.0):
+        super().__init__()
+        self.seconds = seconds
+
+    def map(self, batches):
+        with ThreadPoolExecutor(1) as pool:
+            yield from overlapped(batches, lambda batch: pool.submit(self.compute, batch).result, meter=self.meter)
+
+    def compute(self, batch):
+        with self.meter.running():
+            time.sleep(self.seconds)
+            return predict(batch.pixels, batch.valid)
+
+
+def run_in_one_task(path, folder, monkeypatch, readers, engine=None):
+    """The mask (H, W) of a scene of several blocks that are one task; the report of it."""
+    monkeypatch.setattr("pipeline.resources.cores", lambda: readers)
+    plan = planned(path, folder, block=32)
+    workshop.open_run(plan, folder)
+    engine = engine or TimedEngine()
+    monkeypatch.setattr(worker, "_engine", lambda run: (engine, frozenset()))
+    report = worker.perform(worker.Task(str(folder), tuple(plan.blocks)))
+    return store.read_plane(folder / "mask.zarr", "labels", plan.grid.scene), report
+
+
+def test_readers_join_where_the_engine_waits_and_change_no_byte(tmp_path, monkeypatch):
+    opened, pixels = counted(monkeypatch, pause=0.02), noise(3, 100, 130)
+    path = write_tiff(tmp_path / "s.tif", pixels)
+    labels, report = run_in_one_task(path, tmp_path, monkeypatch, readers=4)
+    np.testing.assert_array_equal(labels, whole(pixels))
+    assert opened[-1].most == report.readers == 4
+    assert report.engine.input > 0
+
+
+def test_an_engine_that_does_not_wait_has_one_reader(tmp_path, monkeypatch):
+    opened = counted(monkeypatch)
+    _, report = run_in_one_task(
+        write_tiff(tmp_path / "s.tif", noise(3, 64, 96)), tmp_path, monkeypatch, readers=4, engine=TimedEngine(0.05)
+    )
+    assert opened[-1].most == report.readers == 1
+    assert report.engine.busy >= 6 * 0.05
+
+
+def test_writers_join_where_the_engine_waits_for_them(tmp_path, monkeypatch):
+    write_block = store.write_block
+
+    def slow(*args):
+        time.sleep(0.03)
+        return write_block(*args)
+
+    monkeypatch.setattr(store, "write_block", slow)
+    pixels = noise(3, 100, 130)
+    path = write_tiff(tmp_path / "s.tif", pixels)
+    labels, report = run_in_one_task(path, tmp_path, monkeypatch, readers=3)
+    np.testing.assert_array_equal(labels, whole(pixels))
+    assert report.writers == 3
+    assert report.engine.output > 0
+    assert len(Ledger(tmp_path / "ledger").records()) == len(report.records)
+
+
+def test_a_report_tells_which_process_it_was_and_what_loading_took(tmp_path, monkeypatch):
+    path = write_tiff(tmp_path / "s.tif", noise(3, 64, 64))
+    _, report = run_in_one_task(path, tmp_path, monkeypatch, readers=1)
+    assert report.kind == "segment"
+    assert report.worker.endswith(f"-{os.getpid()}")
+    assert 0 <= report.start < 1
+    assert report.engine.total <= report.seconds
