@@ -8,19 +8,24 @@ import logging
 import queue
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import CancelledError
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from models.engines.device import gpus
 from pipeline import resources, stop
 from pipeline.errors import OutputError, SceneError, UsageError, WidefieldError
 from pipeline.gate import Gate
 
 log = logging.getLogger(__name__)
+
+GPU = "GPU"
+"""The resource of workers that have a GPU: one, which one task takes."""
 
 
 class Named(Protocol):
@@ -33,6 +38,10 @@ class Named(Protocol):
     @property
     def alone(self) -> bool:
         """Whether nothing else may be in flight meanwhile."""
+
+    @property
+    def gpu(self) -> bool:
+        """Whether it waits for a worker that has a GPU, where some have one."""
 
 
 @dataclass(frozen=True)
@@ -127,12 +136,17 @@ class DaskExecutor:
     """Address such as `tcp://127.0.0.1:8786`; None starts a cluster that ends with this object."""
     shared: Path | None = None
     """Folder that the workers of a foreign scheduler must see too."""
+    gpus: tuple[str, ...] = ()
+    """GPUs for an own cluster, as `CUDA_VISIBLE_DEVICES` names them: each of the first workers sees one, the others
+    see none; these stage and publish meanwhile."""
     memory: int | None = None
     """The smallest limit of a foreign scheduler's workers, in bytes; found on entering."""
     priority: int = 0
     runs: int = 3
     _stack: list[Any] = field(default_factory=list)
     _gate: Gate = field(default_factory=Gate)
+    _some_have_gpus: bool = False
+    """Whether a worker offers the resource `GPU`; without one, all tasks go anywhere."""
 
     def at(self, priority: int) -> Self:
         """The same cluster, with this priority for what is submitted."""
@@ -178,6 +192,8 @@ class DaskExecutor:
         import dask
         from distributed import LocalCluster
 
+        self.workers = max(self.workers, len(self.gpus))
+        self._some_have_gpus = bool(self.gpus)
         memory = resources.total_memory() // self.workers
         # One retry for a task whose worker died; comfortable for the innocent, quick for the guilty.
         dask.config.set(
@@ -197,6 +213,7 @@ class DaskExecutor:
             n_workers=self.workers,
             threads_per_worker=1,
             processes=True,
+            worker_class=partial(_nanny, gpus=self.gpus),
             host="127.0.0.1",
             dashboard_address="127.0.0.1:0",
             memory_limit=memory,
@@ -216,6 +233,7 @@ class DaskExecutor:
             raise OutputError(f"the scheduler at {self.scheduler} has no workers: start some with `dask worker`")
         self.workers = len(addresses)
         self.memory = min((worker["memory_limit"] for worker in addresses.values()), default=0) or None
+        self._some_have_gpus = any(worker["resources"].get(GPU) for worker in addresses.values())
         if self.shared is None:
             return
         token, path = uuid.uuid4().hex, self.shared / f".token-{uuid.uuid4().hex}"
@@ -237,32 +255,45 @@ class DaskExecutor:
             )
 
     def run(self, function: Callable[[Any], Any], tasks: Iterator[Any | None], run: str) -> Results:
-        """See `Executor.run`. At most two tasks a worker are in flight."""
+        """See `Executor.run`. At most two tasks a worker are in flight.
+
+        What there is room for is submitted at once, and what has finished is fetched at once: a task by itself takes
+        the client and the scheduler half as long again.
+        """
         client, finished = self._stack[-1], queue.Queue[Any]()
         flight: dict[Any, Any] = {}
         room = _Room(tasks, self._gate, 2 * self.workers)
         try:
             while True:
-                while (task := room.next(len(flight))) is not None:
-                    key = f"widefield-{run}-{task.name}-{uuid.uuid4().hex[:8]}"
-                    future = client.submit(function, task, key=key, pure=False, priority=self.priority)
-                    flight[future] = task
-                    future.add_done_callback(finished.put)
+                while entered := room.fill(len(flight)):
+                    flight |= (submitted := self._submit(client, function, entered, run))
+                    for future in submitted:
+                        future.add_done_callback(finished.put)
                 if not flight:
                     return
-                future = self._wait(client, finished)
-                task = flight.pop(future)
-                self._gate.leave()
-                yield _outcome(task, future)
-                future.release()
+                for future, outcome in _outcomes(client, flight, self._wait(client, finished)):
+                    del flight[future]
+                    self._gate.leave()
+                    yield outcome
+                    future.release()
         finally:
             for _ in flight:
                 self._gate.leave()
             if flight:
                 client.cancel(list(flight), force=True)
 
-    def _wait(self, client: Any, finished: "queue.Queue[Any]") -> Any:
-        """The next future that is done.
+    def _submit(self, client: Any, function: Callable[[Any], Any], tasks: list[Any], run: str) -> dict[Any, Any]:
+        """Tasks by the futures of their results; those that need a GPU go to the workers that have one."""
+        submitted: dict[Any, Any] = {}
+        for needs_gpu, alike in _by_need(tasks) if self._some_have_gpus else ((False, tasks),):
+            keys = [f"widefield-{run}-{task.name}-{uuid.uuid4().hex[:8]}" for task in alike]
+            wanted = {GPU: 1} if needs_gpu else None
+            futures = client.map(function, alike, key=keys, pure=False, priority=self.priority, resources=wanted)
+            submitted |= zip(futures, alike, strict=True)
+        return submitted
+
+    def _wait(self, client: Any, finished: "queue.Queue[Any]") -> list[Any]:
+        """The futures that are done: at least one.
 
         Raises:
             WidefieldError: the scheduler is gone, and every task in flight with it.
@@ -270,17 +301,17 @@ class DaskExecutor:
         """
         while True:
             try:
-                future = finished.get(timeout=0.2)
+                done = [finished.get(timeout=0.2)]
             except queue.Empty:
-                future = None
+                done = []
                 if stop.current().overdue:
                     stop.current().check()
             if client.status != "running":
                 raise WidefieldError(
                     "the Dask scheduler is gone: what is recorded stays; run the same command again to go on"
                 )
-            if future is not None:
-                return future
+            if done:
+                return done + [finished.get() for _ in range(finished.qsize())]
 
 
 class _Room:
@@ -291,7 +322,14 @@ class _Room:
         self._held: Any | None = None
         """A task that was pulled and could not enter yet."""
 
-    def next(self, flying: int) -> Any | None:
+    def fill(self, flying: int) -> list[Any]:
+        """The tasks that have entered, as many as there is room for with `flying` tasks of this run in flight."""
+        entered: list[Any] = []
+        while (task := self._next(flying + len(entered))) is not None:
+            entered.append(task)
+        return entered
+
+    def _next(self, flying: int) -> Any | None:
         """A task that has entered; None for now, with `flying` tasks of this run in flight."""
         if flying >= self.limit or stop.current().asked:
             return None
@@ -310,6 +348,23 @@ class _Room:
         return task
 
 
+def _by_need(tasks: list[Any]) -> Iterator[tuple[bool, list[Any]]]:
+    """The tasks that need a GPU, and the others, each in their order."""
+    for needs_gpu in (True, False):
+        if alike := [task for task in tasks if task.gpu is needs_gpu]:
+            yield needs_gpu, alike
+
+
+def _nanny(scheduler: str, *, name: int, gpus: tuple[str, ...], **options: Any) -> Any:
+    """What keeps worker number `name` of an own cluster alive; where there are `gpus`, it sees its own one or none."""
+    from distributed import Nanny
+
+    if gpus:
+        own = gpus[name : name + 1]
+        options |= {"env": {"CUDA_VISIBLE_DEVICES": "".join(own)}, "resources": {GPU: len(own)}}
+    return Nanny(scheduler, name=name, **options)
+
+
 def _check_address(scheduler: str) -> None:
     """Refuse what cannot be a scheduler before a client with its threads is made for it.
 
@@ -323,6 +378,18 @@ def _check_address(scheduler: str) -> None:
         get_backend(parse_address(scheduler, strict=True)[0])
     except ValueError as error:
         raise UsageError(f"--scheduler {scheduler}: {error}; give one like tcp://127.0.0.1:8786") from error
+
+
+def _outcomes(client: Any, flight: Mapping[Any, Any], done: list[Any]) -> Iterator[tuple[Any, Outcome]]:
+    """Of the futures that are done; the values of those that finished are fetched together."""
+    whole = [future for future in done if future.status == "finished"]
+    try:
+        values = dict(zip(whole, client.gather(whole), strict=True))
+    except Exception:  # noqa: BLE001 - one was lost meanwhile and failed when it ran anew: found one by one
+        values = {}
+    for future in done:
+        task = flight[future]
+        yield future, Outcome(task, values[future]) if future in values else _outcome(task, future)
 
 
 def _outcome(task: Any, future: Any) -> Outcome:
@@ -376,10 +443,11 @@ def _cancel_predecessors(client: Any, run: str, patience: float = 120.0) -> None
 def make_executor(
     workers: int, scheduler: str | None, shared: Path, *, isolated: bool = False
 ) -> AbstractContextManager[Executor]:
-    """Serial for one worker without a scheduler, else Dask.
+    """Serial for one worker without a scheduler, else Dask: on this machine, at least one worker for each GPU.
 
     `isolated`: tasks never run in this process, so that one that kills its process does not end the run.
     """
-    if scheduler is None and workers == 1 and not isolated:
+    found = tuple(gpu.index for gpu in gpus()) if scheduler is None else ()
+    if scheduler is None and max(workers, len(found)) == 1 and not isolated:
         return nullcontext(SerialExecutor())
-    return DaskExecutor(workers, scheduler, shared)
+    return DaskExecutor(workers, scheduler, shared, found)

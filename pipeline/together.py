@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pipeline import resources, workshop
 from pipeline.errors import OutputError, UsageError, WidefieldError
@@ -59,6 +59,8 @@ class GroupTask:
     """Folder whose marker tells to stop (see `pipeline.stop`)."""
     alone: bool = False
     """Set for a scene that is suspected of killing its worker."""
+    gpu: ClassVar[bool] = True
+    """Where some workers have a GPU, these do it: a scene's engine is chosen by the worker."""
 
     @property
     def name(self) -> str:

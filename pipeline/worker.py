@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +58,11 @@ class Task:
         first, last = self.windows[0], self.windows[-1]
         return f"blocks-{first.row}-{first.col}-{last.row}-{last.col}{'-alone' if self.alone else ''}"
 
+    @property
+    def gpu(self) -> bool:
+        """Whether its engine runs on a GPU."""
+        return _plan(self.run).engine.target == "cuda"
+
 
 @dataclass(frozen=True)
 class StageTask:
@@ -67,6 +72,8 @@ class StageTask:
     window: Window
     alone: bool = False
     """See `Task.alone`."""
+    gpu: ClassVar[bool] = False
+    """See `Task.gpu`."""
 
     @property
     def name(self) -> str:
@@ -83,6 +90,8 @@ class PublishTask:
     """One of `pipeline.outputs.steps_of`."""
     alone: bool = False
     """See `Task.alone`."""
+    gpu: ClassVar[bool] = False
+    """See `Task.gpu`."""
 
     @property
     def name(self) -> str:

@@ -10,6 +10,8 @@ import pytest
 from distributed import Client
 
 from flows.server import free_port
+from models.engines.device import Gpu
+from pipeline import executors
 from pipeline.errors import OutputError, SceneError, UsageError, WidefieldError
 from pipeline.executors import DaskExecutor, SerialExecutor, _running_keys
 
@@ -18,6 +20,7 @@ from pipeline.executors import DaskExecutor, SerialExecutor, _running_keys
 class Number:
     value: int
     alone: bool = False
+    gpu: bool = False
 
     @property
     def name(self):
@@ -115,6 +118,42 @@ def test_at_most_two_tasks_a_worker_are_in_flight(cluster):
     for _ in cluster.run(by_value(square), tasks(), "test"):
         finished += 1
     assert finished == 20
+
+
+def seen_gpus(task):
+    time.sleep(0.1)  # both workers get some
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+@pytest.mark.xdist_group("dask")
+def test_a_worker_sees_one_gpu_or_none_and_what_needs_one_waits_for_it():
+    tasks = [Number(n, gpu=n % 2 == 0) for n in range(16)]
+    with DaskExecutor(workers=2, gpus=("7",)) as executor:
+        seen = {o.task: o.value for o in executor.run(by_value(seen_gpus), iter(tasks), "test")}
+    assert len(seen) == 16
+    assert {value for task, value in seen.items() if task.gpu} == {"7"}
+    assert set(seen.values()) == {"7", ""}
+
+
+def test_there_is_a_worker_for_each_gpu_and_one_alone_needs_no_cluster(tmp_path, monkeypatch):
+    two = tuple(Gpu(str(n), f"GPU-{n}", "drawn", "9.0", "580") for n in range(2))
+    for found, expected in ((two, ("0", "1")), (two[:1], None), ((), None)):
+        monkeypatch.setattr(executors, "gpus", lambda found=found: found)
+        executor = executors.make_executor(1, None, tmp_path)
+        assert getattr(executor, "gpus", None) == expected
+
+
+@pytest.mark.xdist_group("dask")
+def test_results_that_are_there_together_are_fetched_by_one_call(cluster, monkeypatch):
+    fetched = []
+    gather = Client.gather
+    monkeypatch.setattr(Client, "gather", lambda self, futures: fetched.append(len(futures)) or gather(self, futures))
+    outcomes = cluster.run(by_value(square), (Number(n) for n in range(4, 24)), "test")
+    first = next(outcomes)
+    time.sleep(1)  # what is in flight finishes meanwhile
+    assert sorted(o.value for o in (first, *outcomes)) == [n * n for n in range(4, 24)]
+    assert max(fetched) > 1
+    assert sum(fetched) == 20
 
 
 def test_a_scheduler_that_does_not_answer_is_one_line():
