@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 if TYPE_CHECKING:
+    from models.engines.meter import Times
     from pipeline.schedule import Listener, Progress
 
 INTERVAL = 10.0
 """Seconds between two log lines."""
+WAITING = 0.02
+"""Share of the engines' time from which on their waiting is told."""
 
 
 @dataclass
@@ -50,8 +53,18 @@ class LoggedProgress:
             return
         self.last = now
         speed, left = self.pace(event, now)
-        numbers = (event.done / 1e6, event.total / 1e6, speed / 1e6, clock(left))
-        self.logger.info("%s%.1f of %.1f Mpx, %.2f Mpx/s, %s left", self.prefix, *numbers)
+        facts = (event.done / 1e6, event.total / 1e6, speed / 1e6, clock(left), waiting(event.engine))
+        self.logger.info("%s%.1f of %.1f Mpx, %.2f Mpx/s, %s left%s", self.prefix, *facts)
+
+
+def waiting(engine: "Times") -> str:
+    """What engines wait for, if it is worth a word: `, engine waits for input 12 %`."""
+    if not engine.total:
+        return ""
+    shares = {"input": engine.input / engine.total, "output": engine.output / engine.total}
+    told = (f"{what} {100 * share:.0f} %" for what, share in shares.items() if share >= WAITING)
+    text = ", for ".join(told)
+    return f", engine waits for {text}" if text else ""
 
 
 def clock(seconds: float | None) -> str:
@@ -80,7 +93,7 @@ def bar(name: str, console: Console, *, quiet: bool = False) -> "Iterator[Listen
             state = event.phase
             if event.phase == "segment":
                 speed, left = pace(event)
-                state = f"{speed / 1e6:.2f} Mpx/s, {clock(left)} left"
+                state = f"{speed / 1e6:.2f} Mpx/s, {clock(left)} left{waiting(event.engine)}"
             shown.update(task, completed=event.done, total=event.total, state=state)
 
         yield listen

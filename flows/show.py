@@ -64,10 +64,14 @@ def summary(facts: dict[str, Any], folder: Path) -> Table:
     valid = f"{coverage['valid']:,} = {coverage['classified']:,}"
     table.add_row("valid = classified", f"{valid} of {coverage['pixels']:,} px")
     table.add_row("blocks", f"{blocks['done']} done, {blocks['resumed']} resumed, {blocks['total']} in all")
+    if "tiles" in coverage:
+        table.add_row("tiles", f"{coverage['tiles']:,} computed, {coverage['empty_tiles']:,} empty")
     made_by = f"{engine['backend']} {engine['precision']}, tile {engine['tile']}, {engine['threads']} threads"
     table.add_row("engine", made_by)
     for phase, value in _speeds(facts["speed"]):
         table.add_row(phase, value)
+    for label, value in _bottleneck(facts.get("bottleneck")):
+        table.add_row(label, value)
     peak, planned = memory["peak_bytes"] / 1e9, memory["planned_bytes"] / 1e9
     table.add_row("memory", f"{peak:.2f} GB of {planned:.2f} GB planned")
     for note in facts["notes"]:
@@ -83,6 +87,22 @@ def _speeds(speed: dict[str, Any]) -> list[tuple[str, str]]:
     if (outside := speed["outside_engine_core_ms_per_megapixel"]) is not None:
         lines.append(("outside the engine", f"{outside:.1f} core-ms per Mpx"))
     return lines
+
+
+def _bottleneck(found: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """Where the time went and what would help; nothing of runs that did not measure it."""
+    if found is None:
+        return []
+    seconds = found["seconds"]
+    engine = f"busy {100 * found['engine_share']:.0f} % of the workers' time: {seconds['engine']:.1f} s"
+    waited = f"waited {seconds['waiting_for_input']:.1f} s for input, {seconds['waiting_for_output']:.1f} s for output"
+    threads = f"read {seconds['read']:.1f} s, write {seconds['write']:.1f} s"
+    most = f"up to {found['readers']} and {found['writers']} threads in each of {found['workers']} workers"
+    return [
+        ("engine's time", f"{engine}; {waited}"),
+        ("beside it", f"{threads}, by {most}"),
+        (f"limit: {found['limit']}", found["advice"]),
+    ]
 
 
 def score_table(result: dict[str, Any]) -> Table:

@@ -3,11 +3,13 @@
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
+from models.engines.meter import Times
+from pipeline.bottleneck import Spent
 from pipeline.ledger import BlockRecord
 from pipeline.plan import Plan
 from pipeline.publish.classes import number
@@ -15,7 +17,8 @@ from pipeline.scene import SceneAddress
 from pipeline.statistics import area_totals, class_totals, confidence_totals
 from pipeline.worker import TaskReport
 
-SCHEMA = 1
+SCHEMA = 2
+"""2: what held the run up, and the tiles that were empty."""
 
 
 @dataclass
@@ -30,10 +33,29 @@ class Effort:
     """CPU seconds of segmenting tasks outside the engine; None where the system does not tell."""
     peak_bytes: int = 0
     """Largest resident set of a worker."""
+    engine: Times = field(default_factory=Times)
+    """What the engines did with their time."""
+    start: float = 0.0
+    """Seconds that loading engines took."""
+    staging: dict[str, float] = field(default_factory=dict)
+    """Seconds that copying the scene took, by the process that did it."""
+    readers: int = 0
+    """Most threads of a worker that read blocks."""
+    writers: int = 0
+    """Most threads of a worker that wrote blocks."""
+    workers: set[str] = field(default_factory=set)
+    """Names of the processes that segmented: each has an engine."""
 
     def add(self, report: TaskReport) -> None:
         """Count one task in."""
         self.peak_bytes = max(self.peak_bytes, report.peak_bytes)
+        self.engine += report.engine
+        self.start += report.start
+        self.readers, self.writers = max(self.readers, report.readers), max(self.writers, report.writers)
+        if report.kind == "stage":
+            self.staging[report.worker] = self.staging.get(report.worker, 0.0) + report.seconds
+        if report.kind == "segment" and report.worker:
+            self.workers.add(report.worker)
         for record in report.records:
             self.pixels += record.window.pixels
             for stage in self.stages:
@@ -78,7 +100,7 @@ def facts(
             "licence": plan.spec.licence,
             "attribution": plan.spec.attribution,
         },
-        "engine": asdict(plan.engine),
+        "engine": json.loads(plan.engine.to_json()),
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("widefield", "numpy", "zarr", "rasterio")},
@@ -98,6 +120,7 @@ def facts(
         "confidence_histogram": confidence_totals(records),
         "blocks": {"total": len(records), "resumed": resumed, "done": len(records) - resumed},
         "speed": _speed(plan, effort, seconds),
+        "bottleneck": _bottleneck(plan, effort, seconds),
         "memory": {
             "planned_bytes": plan.costs.peak_bytes,
             "peak_bytes": effort.peak_bytes,
@@ -112,11 +135,14 @@ def asked(address: SceneAddress) -> dict[str, Any]:
 
 
 def _coverage(plan: Plan, records: Sequence[BlockRecord]) -> dict[str, int]:
+    tiles = sum(record.tiles for record in records)
     return {
         "pixels": plan.grid.scene.pixels,
         "written": sum(record.window.pixels for record in records),
         "valid": sum(record.valid for record in records),
         "classified": sum(record.classified for record in records),
+        "tiles": tiles,
+        "empty_tiles": plan.costs.tiles - tiles,
     }
 
 
@@ -150,3 +176,24 @@ def _speed(plan: Plan, effort: Effort, seconds: Mapping[str, float]) -> dict[str
             1e3 * effort.outside_seconds / megapixels if megapixels and effort.outside_seconds is not None else None
         ),
     }
+
+
+def _bottleneck(plan: Plan, effort: Effort, seconds: Mapping[str, float]) -> dict[str, Any] | None:
+    """What held the run up; None where nobody knows: the scene shared an engine with others, or nothing was left."""
+    if not effort.engine.total:
+        return None
+    spent = Spent(
+        segment=seconds["segment"],
+        publish=seconds["publish"],
+        workers=len(effort.workers),
+        engine=effort.engine,
+        start=effort.start,
+        staging=sum(effort.staging.get(worker, 0.0) for worker in effort.workers),
+        read=effort.stages["read"],
+        write=effort.stages["write"],
+        pixels=effort.pixels,
+        readers=effort.readers,
+        writers=effort.writers,
+        staged=plan.stage,
+    )
+    return spent.to_json()

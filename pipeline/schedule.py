@@ -2,9 +2,10 @@
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from models.engines.meter import Times
 from pipeline.errors import IncompleteError
 from pipeline.executors import Outcome
 from pipeline.grid import Window
@@ -31,6 +32,8 @@ class Progress:
     """Of these, done before this run started."""
     scene: str = ""
     """Its name in the archive, where there is one."""
+    engine: Times = field(default_factory=Times)
+    """What the engines did with their time in this run so far."""
 
 
 Listener = Callable[[Progress], None]
@@ -115,7 +118,8 @@ class Schedule(Iterator[Task | StageTask | None]):
         for record in outcome.value.records:
             self.records[record.row, record.col] = record
             self._done += record.window.pixels
-        self.listen(Progress("segment", self._done, self.plan.grid.scene.pixels, self.resumed))
+        total, spent = self.plan.grid.scene.pixels, self.effort.engine
+        self.listen(Progress("segment", self._done, total, self.resumed, engine=spent))
 
     def _fail(self, task: Task | StageTask, outcome: Outcome) -> None:
         assert outcome.error is not None  # noqa: S101 - the caller looked

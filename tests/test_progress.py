@@ -1,6 +1,7 @@
 import logging
 
-from flows.progress import LoggedProgress, Pace, clock
+from flows.progress import LoggedProgress, Pace, clock, waiting
+from models.engines.meter import Times
 from pipeline.schedule import Progress
 
 
@@ -26,3 +27,16 @@ def test_the_log_holds_the_last_event_and_few_others(caplog):
         listen(Progress("segment", done * 10**6, 100 * 10**6))
     listen(Progress("publish", 4, 4))
     assert [record.message.split(" Mpx,")[0] for record in caplog.records] == ["100.0 of 100.0"]
+
+
+def test_what_engines_wait_for_is_told_where_it_is_worth_a_word():
+    assert waiting(Times()) == ""
+    assert waiting(Times(busy=99.0, input=1.0)) == ""
+    assert waiting(Times(busy=88.0, input=12.0)) == ", engine waits for input 12 %"
+    assert waiting(Times(busy=50.0, input=30.0, output=20.0)) == ", engine waits for input 30 %, for output 20 %"
+
+
+def test_the_log_tells_what_engines_wait_for(caplog):
+    caplog.set_level(logging.INFO)
+    LoggedProgress(logging.getLogger("test"))(Progress("segment", 10**6, 10**6, engine=Times(busy=3.0, input=1.0)))
+    assert caplog.messages[0].endswith(" left, engine waits for input 25 %")

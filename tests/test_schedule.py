@@ -51,9 +51,23 @@ def test_progress_counts_pixels_up_to_all(run):
     for outcome in SerialExecutor().run(perform, schedule, "test"):
         schedule.finish(outcome)
     schedule.check()
-    assert events[-1] == Progress("segment", 180 * 230, 180 * 230)
+    assert events[-1] == Progress("segment", 180 * 230, 180 * 230, engine=schedule.effort.engine)
     assert events[0] == Progress("segment", 0, 180 * 230)
     assert [event.done for event in events] == sorted({event.done for event in events})
+
+
+def test_effort_adds_up_what_tasks_report(run):
+    schedule, outcomes = schedule_of(run), []
+    for outcome in SerialExecutor().run(perform, schedule, "test"):
+        schedule.finish(outcome)
+        outcomes.append(outcome)
+    effort = schedule.effort
+    segmenting = [outcome.value for outcome in outcomes if isinstance(outcome.task, Task)]
+    staging = [outcome.value for outcome in outcomes if isinstance(outcome.task, StageTask)]
+    assert effort.engine.total == pytest.approx(sum(report.engine.total for report in segmenting))
+    assert list(effort.staging.values()) == [pytest.approx(sum(report.seconds for report in staging))]
+    assert effort.workers == {report.worker for report in segmenting}
+    assert min(effort.readers, effort.writers) >= 1
 
 
 def test_a_failed_task_is_tried_again_block_by_block_and_alone(run):

@@ -3,7 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
-from flows.show import area, score_table
+from flows.show import area, score_table, summary
 
 
 @pytest.mark.parametrize(
@@ -56,3 +56,45 @@ def test_objects_are_told_where_a_class_has_them():
     text = printed({"scenes": {}, "pooled": pooled})
     assert "0.500 [0.375, 0.625]" in text
     assert "nucleus as objects: found 1, missed 1,000, invented 2; AP50 0.500 as a mean over images, 0.250 over" in text
+
+
+def facts(**changes):
+    """Of a run, as older versions wrote them, with what `changes` adds."""
+    return {
+        "classes": [{"name": "water", "share": 0.25, "pixels": 25, "area_m2": None}],
+        "coverage": {"valid": 100, "classified": 100, "pixels": 120},
+        "blocks": {"done": 1, "resumed": 0, "total": 1},
+        "engine": {"backend": "null", "precision": "fp32", "tile": 64, "threads": 1},
+        "speed": {
+            "seconds": {"segment": 2.0},
+            "megapixels_per_second": {},
+            "outside_engine_core_ms_per_megapixel": None,
+        },
+        "memory": {"peak_bytes": 10**9, "planned_bytes": 2 * 10**9},
+        "notes": [],
+        **changes,
+    }
+
+
+def summed_up(**changes):
+    console = Console(file=io.StringIO(), width=250)
+    console.print(summary(facts(**changes), "out"))
+    return console.file.getvalue()
+
+
+def test_the_result_of_an_older_version_is_shown_without_what_it_did_not_measure():
+    text = summed_up()
+    assert "valid = classified" in text
+    assert "limit" not in text
+
+
+def test_what_held_a_run_up_is_told_with_what_would_help():
+    seconds = {"engine": 10.0, "waiting_for_input": 8.0, "waiting_for_output": 0.5, "read": 7.0, "write": 1.0}
+    found = {"limit": "input", "advice": "stage it", "engine_share": 0.5, "seconds": seconds}
+    found |= {"readers": 4, "writers": 1, "workers": 2}
+    coverage = {"valid": 100, "classified": 100, "pixels": 120, "tiles": 1200, "empty_tiles": 34}
+    text = " ".join(summed_up(bottleneck=found, coverage=coverage).split())
+    assert "1,200 computed, 34 empty" in text
+    assert "busy 50 % of the workers' time: 10.0 s; waited 8.0 s for input, 0.5 s for output" in text
+    assert "read 7.0 s, write 1.0 s, by up to 4 and 1 threads in each of 2 workers" in text
+    assert "limit: input │ stage it" in text

@@ -1,0 +1,100 @@
+from dataclasses import replace
+
+import pytest
+
+from models.engines.meter import Times
+from pipeline.bottleneck import Spent
+
+BUSY = Spent(
+    segment=100.0,
+    publish=2.0,
+    workers=2,
+    engine=Times(busy=190.0, input=4.0, output=2.0, handling=1.0),
+    start=2.0,
+    staging=0.0,
+    read=50.0,
+    write=20.0,
+    pixels=10**9,
+    readers=2,
+    writers=1,
+    staged=False,
+)
+
+
+def test_every_second_of_the_workers_is_somewhere():
+    assert BUSY.idle == 1.0
+    assert sum(BUSY.losses.values()) + BUSY.engine_share * 100 / 102 == pytest.approx(1.0)
+
+
+def test_where_little_is_lost_the_engine_is_the_limit():
+    assert BUSY.limit == "engine"
+    assert BUSY.advice == "the engine was busy 95 % of the time: only a faster engine or more workers help"
+
+
+@pytest.mark.parametrize(
+    ("changes", "limit", "advice"),
+    [
+        (
+            {"engine": Times(busy=110.0, input=80.0, output=4.0)},
+            "input",
+            (
+                "the engine waited 39 % of the time for input, with up to 2 threads reading: stage the scene "
+                "(--stage always), or put it on a faster disk"
+            ),
+        ),
+        (
+            {"engine": Times(busy=110.0, input=80.0), "staged": True, "readers": 1},
+            "input",
+            (
+                "the engine waited 39 % of the time for input, with one thread reading: put --out on a faster disk, or "
+                "use fewer workers"
+            ),
+        ),
+        (
+            {"engine": Times(busy=110.0), "staging": 80.0, "staged": True},
+            "input",
+            (
+                "the engine waited 39 % of the time for input, most of it to be copied into image.zarr: a tiled source "
+                "(a COG) is read where it lies"
+            ),
+        ),
+        (
+            {"engine": Times(busy=110.0, output=80.0, handling=4.0)},
+            "output",
+            "the engine waited 41 % of the time for its output to be written by one thread: put --out on a faster disk",
+        ),
+        (
+            {"engine": Times(busy=110.0), "start": 30.0},
+            "start",
+            (
+                "loading the engine and waiting for work took 44 % of the time: larger scenes, many scenes in one run, "
+                "or fewer workers make it count less"
+            ),
+        ),
+        (
+            {"publish": 100.0},
+            "publish",
+            "publishing took 50 % of the time: more workers write more files at once",
+        ),
+    ],
+)
+def test_the_largest_loss_is_the_limit_and_comes_with_a_way_out(changes, limit, advice):
+    spent = replace(BUSY, **changes)
+    assert (spent.limit, spent.advice) == (limit, advice)
+
+
+def test_facts_hold_seconds_by_stage_and_speed():
+    facts = BUSY.to_json()
+    assert facts["limit"] == "engine"
+    assert facts["engine_share"] == 0.95
+    assert facts["megapixels_per_second"] == 10.0
+    assert facts["seconds"] == {
+        "start": 2.0, "stage": 0.0, "read": 50.0, "engine": 190.0, "waiting_for_input": 4.0, "waiting_for_output": 2.0,
+        "handling": 1.0, "write": 20.0, "idle": 1.0, "publish": 2.0,
+    }  # fmt: skip
+
+
+def test_clocks_that_overlap_the_edges_of_the_wall_time_give_no_share_above_one():
+    spent = replace(BUSY, engine=Times(busy=201.0), start=0.0)
+    assert spent.idle == 0
+    assert spent.engine_share == 1
