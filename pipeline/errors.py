@@ -13,6 +13,7 @@
     │   ├── PlanError           bands, type, resolution, memory or disk do not fit: the numbers and the way out
     │   │   └── SpaceError      the free disk is too small just now
     │   └── IncompleteError     some blocks failed: nothing was published, a rerun tries only those
+    ├── ProbeError              a network cannot be tiled: its halo does not converge, or no tile fits
     ├── EngineError             no engine can be built or loaded, or it failed its parity gate
     ├── TrainingError           no chips, a non-finite loss
     ├── LabelError              labels that do not fit their scenes
@@ -40,6 +41,7 @@ __all__ = [
     "LabelError",
     "OutputError",
     "PlanError",
+    "ProbeError",
     "RefusedError",
     "RegistryError",
     "SceneError",
@@ -75,6 +77,10 @@ class PlanError(SceneError):
 
 class SpaceError(PlanError):
     """The free disk is too small just now; with other scenes in flight, it may be larger once they have ended."""
+
+
+class ProbeError(WidefieldError):
+    """A network cannot be tiled, or not within the memory that it may take."""
 
 
 class LabelError(WidefieldError):

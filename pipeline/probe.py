@@ -1,0 +1,497 @@
+"""Halo and tile by measurement: tiles against the whole image, and the speed of the engine over tiles and batches.
+
+    crop of a scene ──► whole at once ─────────────────────┐
+                   └──► tile by tile, for each halo ──► share of pixels whose label differs ──► the halo
+    tiles x batches ──► seconds and memory of the real engine ──► the cheapest pixel that fits ──► the tile
+
+Both are properties of a model, so the choice goes into a new bundle of the same weights.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from models.bundle import Bundle, derived
+from models.engines.base import Batch, EngineRequest, Planes
+from models.engines.cache import Cache
+from models.engines.prepare import prepare
+from models.engines.speed import measure
+from models.errors import EngineError
+from models.spec import ModelSpec
+from pipeline import resources
+from pipeline.errors import PlanError, ProbeError
+from pipeline.fit import check_fit, choose_bands, radiometry_for
+from pipeline.grid import TileGrid, Window, spread
+from pipeline.scene import Scene, SceneAddress, open_scene
+
+WITHIN = 1e-4
+"""Share of pixels whose label a halo may change."""
+STEPS = (0, 1, 2, 3, 4, 6, 8, 12, 16)
+"""Halos that are tried, in strides."""
+FAR = 4
+"""A tile and so many halos must fit into a crop: at its middle, nothing of its edges is felt."""
+OFF, CERTAIN = 0.05, 254
+"""Change of a confidence that is counted, and the stored value of certainty."""
+HUSH = 1e-4
+"""What a far pixel may change a logit by, in standard deviations of the logits."""
+SPARE = 0.6
+"""Share of the budget that the prediction of a crop may take, by what a small one took."""
+LARGEST = 4096
+"""Edge of the largest crop, in pixels: a larger one takes more time than it tells."""
+SURVEYED = 2048
+"""Edge of the part of it in which a far pixel is changed, in pixels."""
+SAMPLE = 512
+"""Edge of the image whose prediction tells how much memory larger ones take, in pixels."""
+ENOUGH = 4
+"""Halos that a tile must leave room for."""
+
+Tell = Callable[[str], None]
+
+
+class Whole(Protocol):
+    """A network over images of any size (`models.engines.whole.Predictor`)."""
+
+    def __call__(self, batch: Batch) -> Planes:
+        """Planes (N, P, H, W)."""
+
+    def logits(self, batch: Batch) -> NDArray[np.float32]:
+        """(N, K, H, W)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Crop:
+    """A part of a scene in memory, taken for a scene of its own: its sides are multiples of the network's stride."""
+
+    name: str
+    pixels: NDArray[np.generic]
+    """(C, H, W), in the scene's own type."""
+    valid: NDArray[np.bool_]
+    """(H, W)."""
+    scale: NDArray[np.float32]
+    offset: NDArray[np.float32]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.valid.shape[0], self.valid.shape[1]
+
+    @property
+    def window(self) -> Window:
+        """All of it."""
+        return Window(0, 0, *self.shape)
+
+    def batch(self, window: Window) -> Batch:
+        """A part of it, as one image."""
+        pixels, valid = self.pixels[:, *window.slices], self.valid[window.slices]
+        return Batch(np.ascontiguousarray(pixels)[None], np.ascontiguousarray(valid)[None], self.scale, self.offset)
+
+
+@dataclass(frozen=True)
+class HaloRow:
+    """What one halo costs and gives."""
+
+    tile: int
+    halo: int
+    pixels: int
+    """Valid pixels that were compared."""
+    labels: int
+    """Of these, those whose label differs from that of the whole image."""
+    confidence: int
+    """Those whose confidence differs by more than `OFF`."""
+
+    @property
+    def share(self) -> float:
+        """Of the pixels, those whose label differs."""
+        return self.labels / max(self.pixels, 1)
+
+    @property
+    def overhead(self) -> float:
+        """Network pixels a scene pixel, far from a scene's rim."""
+        return (self.tile / (self.tile - 2 * self.halo)) ** 2
+
+    def __add__(self, other: "HaloRow") -> "HaloRow":
+        """Both together, of one tile and halo."""
+        counts = (getattr(self, name) + getattr(other, name) for name in ("pixels", "labels", "confidence"))
+        return HaloRow(self.tile, self.halo, *counts)
+
+    def to_json(self) -> dict[str, Any]:
+        """For scripts."""
+        return {**asdict(self), "share": self.share, "overhead": self.overhead}
+
+
+@dataclass(frozen=True)
+class Halos:
+    """What was found on all crops together."""
+
+    rows: tuple[HaloRow, ...]
+    """Ascending in halo."""
+    within: float
+    far: float
+    """Largest change of a logit by one far pixel of the deepest features, in standard deviations of the logits."""
+
+    @property
+    def halo(self) -> int | None:
+        """The smallest halo that keeps within the share, as all larger ones do; None if not even the largest does."""
+        found = None
+        for row in reversed(self.rows):
+            if row.share > self.within:
+                break
+            found = row.halo
+        return found
+
+    @property
+    def problem(self) -> str | None:
+        """Why the network cannot be tiled, in one line; None if it can."""
+        if self.far > HUSH:
+            return (
+                f"a far pixel changes logits by {self.far:.1e} of their spread: the network looks at the whole image "
+                "(pooling, normalisation or attention over it), and such a network cannot be tiled"
+            )
+        if self.halo is None:
+            last = self.rows[-1]
+            return (
+                f"the halo does not converge: with {last.halo} px, {percent(last.share)} of labels still differ from "
+                f"those of the whole image, {percent(self.within)} are allowed: probe on larger scenes, which leave "
+                "room for larger halos, or allow more with --within"
+            )
+        return None
+
+    def chosen(self) -> int:
+        """The halo.
+
+        Raises:
+            ProbeError: the network cannot be tiled.
+        """
+        if self.problem is not None or self.halo is None:
+            raise ProbeError(str(self.problem))
+        return self.halo
+
+
+@dataclass(frozen=True)
+class SpeedRow:
+    """What one tile and batch cost."""
+
+    tile: int
+    batch: int
+    seconds: float
+    """Of one tile, in a steady stream."""
+    peak_bytes: int
+    """Of a process that runs it."""
+
+    def scene_seconds(self, halo: int) -> float:
+        """Engine seconds of a million scene pixels, far from a scene's rim."""
+        return self.seconds / (self.tile - 2 * halo) ** 2 * 1e6
+
+    def to_json(self, halo: int) -> dict[str, Any]:
+        """For scripts."""
+        return {**asdict(self), "seconds_per_megapixel": self.scene_seconds(halo)}
+
+
+@dataclass(frozen=True)
+class Probed:
+    """All that was measured of a bundle, and what follows from it."""
+
+    halos: Halos
+    speeds: tuple[SpeedRow, ...]
+    memory: int
+    """Bytes that one worker's engine may take."""
+    engine: str
+    """What was timed."""
+
+    @property
+    def best(self) -> SpeedRow:
+        """The cheapest scene pixel that fits.
+
+        Raises:
+            ProbeError: nothing fits.
+        """
+        halo = self.halos.chosen()
+        fitting = [row for row in self.speeds if row.peak_bytes <= self.memory and row.tile > 2 * halo]
+        if not fitting:
+            raise ProbeError(
+                f"no tile fits: with halo {halo}, tiles of {', '.join(str(row.tile) for row in self.speeds)} px take "
+                f"{', '.join(f'{row.peak_bytes / 1e9:.1f} GB' for row in self.speeds)}, {self.memory / 1e9:.1f} GB are "
+                "allowed: raise --memory"
+            )
+        return min(fitting, key=lambda row: row.scene_seconds(halo))
+
+    def to_json(self) -> dict[str, Any]:
+        """For scripts."""
+        halos, best = self.halos, self.best
+        return {
+            "halos": [row.to_json() for row in halos.rows],
+            "within": halos.within,
+            "far": halos.far,
+            "halo": halos.halo,
+            "engine": self.engine,
+            "memory": self.memory,
+            "speeds": [row.to_json(halos.chosen()) for row in self.speeds],
+            "tile": best.tile,
+            "batch": best.batch,
+        }
+
+    def write(self, bundle: Bundle, folder: Path) -> Bundle:
+        """A bundle of the same weights with the halo, and the tiles up to the best one.
+
+        Raises:
+            BundleError: the folder cannot be written.
+        """
+        halo, best = self.halos.chosen(), self.best
+        tiles = [tile for tile in bundle.spec.tiles if 2 * halo < tile < best.tile]
+        return derived(bundle, folder, halo=halo, tiles=(*tiles, best.tile))
+
+
+def probe(
+    bundle: Bundle,
+    scenes: Sequence[SceneAddress],
+    *,
+    request: EngineRequest,
+    within: float = WITHIN,
+    memory: int | None = None,
+    batches: Sequence[int] = (1,),
+    tell: Tell = lambda _: None,
+) -> Probed:
+    """Measure halos on `scenes`, and the engine of `request` over the bundle's tiles and `batches`.
+
+    Of `request`, the tile, the batch and the type are replaced. `memory` in bytes limits both a crop's prediction and
+    the engine; what is free now, if not given. `tell` hears what is being done.
+
+    Raises:
+        ProbeError: the network cannot be tiled, or no tile fits.
+        SceneError: a scene cannot be read, or does not fit the bundle, or all are too small.
+        EngineError: no engine passes here.
+    """
+    budget = memory or resources.available_memory()
+    halos = find_halo(bundle, scenes, within=within, memory=budget, tell=tell)
+    if halos.problem is not None:
+        return Probed(halos, (), budget, "")
+    dtype = _dtype(scenes[0], bundle.spec)
+    speeds, engine = _speeds(bundle, replace(request, dtype=dtype), batches, halos.chosen(), budget, tell=tell)
+    return Probed(halos, speeds, budget, engine)
+
+
+def find_halo(
+    bundle: Bundle,
+    scenes: Iterable[SceneAddress],
+    *,
+    within: float = WITHIN,
+    memory: int | None = None,
+    tell: Tell = lambda _: None,
+) -> Halos:
+    """What halos cost on one crop of each scene, as large as memory allows; the bundle's own halo does not matter.
+
+    Raises:
+        SceneError: a scene cannot be read, or does not fit the bundle, or is too small.
+    """
+    from models.engines.whole import predictor
+
+    fixed = bundle.spec.imported.edge if bundle.spec.imported else None
+    if fixed is not None:
+        raise ProbeError(
+            f"the imported graph takes images of {fixed} px alone, so nothing can be predicted whole: state the halo, "
+            "or export the graph with dynamic height and width"
+        )
+    whole = predictor(bundle, resources.cores())
+    edge = largest_crop(whole, bundle.spec, memory or resources.available_memory())
+    crops = [crop_of(scene, bundle.spec, edge) for scene in scenes]
+    return halos_of(whole, crops, bundle.spec, within=within, tell=tell)
+
+
+def halos_of(
+    whole: Whole, crops: Sequence[Crop], spec: ModelSpec, *, within: float = WITHIN, tell: Tell = lambda _: None
+) -> Halos:
+    """What halos cost on `crops`, all by the largest tile that leaves room for several of them; from the smallest halo
+    on, until two after each other keep within the share.
+
+    Raises:
+        PlanError: a crop is too small for any tile and halo.
+        ProbeError: the network is a classifier of squares.
+    """
+    if spec.cell > 1:
+        raise ProbeError("a classifier of squares has no halo: each square is predicted by itself")
+    tile, halos = _setting(crops, spec)
+    far, everything = 0.0, []
+    for crop in crops:
+        tell(f"{crop.name}: {crop.shape[0]} x {crop.shape[1]} px at once")
+        far = max(far, influence(whole, crop, spec))
+        everything.append(whole(crop.batch(crop.window))[0])
+    rows: list[HaloRow] = []
+    for halo in halos:
+        row = HaloRow(tile, halo, 0, 0, 0)
+        for crop, planes in zip(crops, everything, strict=True):
+            row += compared(whole, crop, planes, TileGrid(*crop.shape, tile, halo, spec.stride), spec)
+        tell(f"tile {tile}, halo {halo}: {percent(row.share)} of labels differ")
+        rows.append(row)
+        if len(rows) > 1 and all(each.share <= within for each in rows[-2:]):
+            break
+    return Halos(tuple(rows), within, far)
+
+
+def _setting(crops: Sequence[Crop], spec: ModelSpec) -> tuple[int, list[int]]:
+    """The largest tile that leaves room for several halos in every crop, and the halos for it."""
+    edge = min(min(crop.shape) for crop in crops)
+    for tile in sorted(spec.tiles, reverse=True):
+        halos = [step * spec.stride for step in STEPS]
+        fitting = [halo for halo in halos if tile + FAR * halo <= edge and 2 * halo < tile]
+        if len(fitting) >= ENOUGH or (tile == spec.tiles[0] and len(fitting) > 1):
+            return tile, fitting
+    least = spec.tiles[0] + FAR * spec.stride
+    raise PlanError(
+        f"the smallest crop is {edge} px wide, tile {spec.tiles[0]} with its halos needs {least}: give larger scenes, "
+        "or more memory"
+    )
+
+
+def compared(whole: Whole, crop: Crop, everything: Planes, grid: TileGrid, spec: ModelSpec) -> HaloRow:
+    """The planes (P, H, W) of the whole crop against those of its tiles."""
+    planes = dict(zip(spec.planes, tiled(whole, crop, grid), strict=True))
+    wanted = dict(zip(spec.planes, everything, strict=True))
+    labels = (planes["labels"] != wanted["labels"]) & crop.valid
+    confidence = np.zeros_like(labels)
+    if "confidence" in planes:
+        change = planes["confidence"].astype(np.int16) - wanted["confidence"]
+        confidence = (np.abs(change) > OFF * CERTAIN) & crop.valid
+    counts = (int(np.count_nonzero(each)) for each in (crop.valid, labels, confidence))
+    return HaloRow(grid.tile, grid.halo, *counts)
+
+
+def tiled(whole: Whole, crop: Crop, grid: TileGrid) -> Planes:
+    """Planes (P, H, W) of a crop, tile by tile: each core is taken from its own tile."""
+    planes: Planes | None = None
+    for core in grid.cores(grid.scene):
+        answer = whole(crop.batch(core.tile))[0]
+        if planes is None:
+            planes = np.empty((len(answer), *crop.shape), np.uint8)
+        planes[:, *core.owned.slices] = answer[:, *core.kept.slices]
+    assert planes is not None  # noqa: S101 - a crop is not empty
+    return planes
+
+
+def influence(whole: Whole, crop: Crop, spec: ModelSpec) -> float:
+    """What a square of one stride in a crop's corner changes a logit by in the quarter opposite of it, at most, in
+    standard deviations of the logits.
+
+    Such a square is one pixel of the deepest features. The reach of convolutions fades long before that quarter; a
+    pooling or a normalisation over the image, or attention, reaches everywhere.
+    """
+    window = Window(0, 0, *(min(length, SURVEYED) for length in crop.shape))
+    before = crop.batch(window)
+    after = replace(before, pixels=before.pixels.copy(), valid=before.valid.copy())
+    after.valid[:, : spec.stride, : spec.stride] = True
+    corner = after.pixels[:, :, : spec.stride, : spec.stride]
+    low, high = (reduce(before.pixels[:, :, before.valid[0]], initial=corner.flat[0]) for reduce in (np.min, np.max))
+    corner[...] = np.where(corner < low / 2 + high / 2, high, low)
+    first, second = whole.logits(before), whole.logits(after)
+    far = np.abs(first - second)[..., window.height // 2 :, window.width // 2 :]
+    return float(far.max()) / max(float(first.std()), 1e-12)
+
+
+def largest_crop(whole: Whole, spec: ModelSpec, memory: int) -> int:
+    """Edge of the largest square that may be predicted at once, in pixels, by the memory that a small one takes."""
+    edge, bands = max(spec.tiles[0], SAMPLE), len(spec.bands)
+    pixels, valid = np.zeros((1, bands, edge, edge), spec.dtypes[0]), np.ones((1, edge, edge), np.bool_)
+    batch = Batch(pixels, valid, np.ones(bands, np.float32), np.zeros(bands, np.float32))
+    taken = growth(lambda: whole(batch))
+    largest = int(edge * (SPARE * memory / max(taken, 1)) ** 0.5)
+    return max(min(largest, LARGEST), edge) // spec.stride * spec.stride
+
+
+def growth(work: Callable[[], object]) -> int:
+    """Bytes that this process's resident set grows by at most, while `work` runs."""
+    resources.release_memory()
+    this, done = psutil.Process(), threading.Event()
+    start = peak = this.memory_info().rss
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.002):
+            peak = max(peak, this.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        work()
+    finally:
+        done.set()
+        watcher.join()
+    return peak - start
+
+
+def crop_of(address: SceneAddress, spec: ModelSpec, edge: int) -> Crop:
+    """The part of a scene with the most valid pixels, at most `edge` pixels high and wide.
+
+    Raises:
+        SceneError: it cannot be read, or does not fit the bundle.
+    """
+    with open_scene(address) as scene:
+        address = choose_bands(scene, spec)
+    with open_scene(address) as scene:
+        check_fit(scene, spec, any_resolution=True)
+        rows, cols = (min(length, edge) // spec.stride * spec.stride for length in (scene.height, scene.width))
+        if min(rows, cols) == 0:
+            raise PlanError(f"{address.path} has {scene.height} x {scene.width} pixels: less than one stride")
+        window = max(_places(scene, rows, cols), key=lambda place: _valid_share(scene, place))
+        pixels, valid = scene.read(window)
+        used = radiometry_for(scene, spec)
+    scale, offset = (np.asarray(values, np.float32) for values in (used.scale, used.offset))
+    return Crop(Path(address.path).stem, pixels, valid, scale, offset)
+
+
+def _places(scene: Scene, rows: int, cols: int) -> Iterator[Window]:
+    """Up to nine places for a crop, the middle one first: `max` takes the first of equals."""
+    tops, lefts = _starts(scene.height - rows), _starts(scene.width - cols)
+    return (Window(top, left, rows, cols) for top in tops for left in lefts)
+
+
+def _starts(room: int) -> list[int]:
+    places = {int(at) for at in spread(room + 1, 3)}
+    return sorted(places, key=lambda at: abs(at - room // 2))
+
+
+def _valid_share(scene: Scene, window: Window) -> float:
+    if scene.all_valid:
+        return 1.0
+    shape = (min(window.height, 64), min(window.width, 64))
+    return float(scene.sample(window, shape)[1].mean())
+
+
+def _dtype(address: SceneAddress, spec: ModelSpec) -> str:
+    with open_scene(address) as scene:
+        return scene.dtype if scene.dtype in spec.dtypes else spec.dtypes[0]
+
+
+def _speeds(
+    bundle: Bundle, request: EngineRequest, batches: Sequence[int], halo: int, memory: int, *, tell: Tell
+) -> tuple[tuple[SpeedRow, ...], str]:
+    """Each tile and batch, by the engine that serves the smallest tile; nothing larger than what takes too much."""
+    tiles = [tile for tile in bundle.spec.tiles if tile > 2 * halo]
+    if not tiles:
+        raise ProbeError(
+            f"halo {halo} leaves no core in the bundle's tiles, {', '.join(map(str, bundle.spec.tiles))} px: allow "
+            "more with --within"
+        )
+    record = prepare(bundle.path, replace(request, tile=tiles[0], batch=1))
+    rows: list[SpeedRow] = []
+    for batch in batches:
+        for tile in tiles:
+            try:
+                speed = measure(bundle, replace(record.request, tile=tile, batch=batch), Cache(None))
+            except EngineError as error:  # memory ran out, most often
+                tell(f"tile {tile}, batch {batch}: {error}")
+                break
+            rows.append(SpeedRow(tile, batch, speed.seconds_per_tile, speed.peak_bytes))
+            tell(f"tile {tile}, batch {batch}: {speed.seconds_per_tile:.2f} s, {speed.peak_bytes / 1e9:.1f} GB")
+            if speed.peak_bytes > memory:
+                break
+    return tuple(rows), f"{record.backend} {record.precision}, {record.threads} threads"
+
+
+def percent(share: float) -> str:
+    """To four places: what is promised is 0.01 %."""
+    return f"{100 * share:.4f} %"
