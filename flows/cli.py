@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from flows.engines import engines
 from flows.labels import labels as labels_app
 from flows.options import (
     AsJson,
@@ -69,6 +70,7 @@ app = typer.Typer(
     help="Segment archives of huge images: exact, resumable, georeferenced.",
 )
 app.add_typer(labels_app, name="labels")
+app.add_typer(engines, name="engines")
 app.add_typer(weights, name="weights")
 app.add_typer(registry, name="registry")
 

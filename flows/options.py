@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from pipeline.segment import SegmentRequest
 
 
+EngineName = Literal["auto", "torch", "inductor", "openvino", "onnxruntime", "tensorrt", "null"]
+PrecisionName = Literal["auto", "fp32", "bf16", "fp16"]
+DeviceName = Literal["auto", "cpu", "cuda"]
+
 ScenePath = Annotated[
     str,
     typer.Argument(metavar="SCENE", help="A raster; or an archive: a folder, an fsspec address, a STAC catalogue."),
@@ -84,13 +88,30 @@ class RunOptions:
         ),
     ] = None
     engine: Annotated[
-        Literal["auto", "torch", "openvino", "null"],
-        typer.Option(help="What runs the network; `null` measures the pipeline alone."),
+        EngineName,
+        typer.Option(
+            help="What runs the network; `auto`: the fastest that passes; `null`: the pipeline alone."
+        ),
     ] = "auto"
     precision: Annotated[
-        Literal["auto", "fp32", "bf16"],
-        typer.Option(help="`auto`: bf16 where the processor has it and parity holds."),
+        PrecisionName,
+        typer.Option(help="`auto`: the fastest that this machine has and parity holds for."),
     ] = "auto"
+    device: Annotated[DeviceName, typer.Option(help="`auto`: a GPU where there is one.")] = "auto"
+    streams: Annotated[
+        int, typer.Option(min=0, help="Batches that an engine computes side by side; 0: as many as pay, measured once.")
+    ] = 0
+    batch: Annotated[int, typer.Option(min=1, help="Tiles that the engine computes at once.")] = 1
+    tta: Annotated[
+        bool,
+        typer.Option("--tta", help="See each tile in its eight orientations: at eight times the work."),
+    ] = False
+    probabilities: Annotated[
+        str | None,
+        typer.Option(
+            help="Also publish probabilities of these classes, with commas between; `all`: each."
+        ),
+    ] = None
     stage: Annotated[
         Literal["always", "auto", "never"],
         typer.Option(
@@ -137,6 +158,11 @@ class RunOptions:
             options=options,
             backend=self.engine,
             precision=self.precision,
+            target=self.device,
+            streams=self.streams,
+            batch=self.batch,
+            tta=self.tta,
+            planes=planes_of(bundle, self.probabilities),
             tile=self.tile,
             threads=self.threads,
             **more,
@@ -167,6 +193,28 @@ def numbers(text: str | None, option: str, *, count: int | None = None, least: i
     if min(values) < least:
         raise UsageError(f"{option} {text}: the least number allowed is {least}")
     return values
+
+
+def planes_of(bundle: Path, probabilities: str | None) -> tuple[str, ...]:
+    """What is to be stored of each pixel: nothing but what the bundle names, or the probabilities of classes besides.
+
+    Raises:
+        UsageError: the bundle has no such class.
+        BundleError: it cannot be opened.
+    """
+    if not probabilities:
+        return ()
+    from models.bundle import open_bundle
+    from models.spec import PROBABILITY, check_planes
+
+    spec = open_bundle(bundle).spec
+    wanted = [entry.name for entry in spec.classes] if probabilities == "all" else probabilities.split(",")
+    planes = tuple(dict.fromkeys((*spec.planes, *(PROBABILITY + name.strip() for name in wanted))))
+    try:
+        check_planes(planes, spec.classes)
+    except ValueError as error:
+        raise UsageError(f"--probabilities {probabilities}: {error}") from None
+    return planes
 
 
 def named(scene: str) -> str:

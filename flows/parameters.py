@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from flows.options import DeviceName, EngineName, PrecisionName, planes_of
 from models.registry import resolve
 from pipeline.grid import Window
 from pipeline.plan import PlanOptions
@@ -28,10 +29,19 @@ class Options(BaseModel):
     block: Annotated[Count | None, Field(description="Wanted block edge, in pixels.")] = None
     tile: Annotated[Count | None, Field(description="Largest tile allowed, in pixels: one of the bundle's.")] = None
     engine: Annotated[
-        Literal["auto", "torch", "openvino", "null"],
-        Field(description="What runs the network; `null` measures the pipeline alone."),
+        EngineName,
+        Field(description="What runs the network; `auto`: the fastest that passes; `null`: the pipeline alone."),
     ] = "auto"
-    precision: Annotated[Literal["auto", "fp32", "bf16"], Field(description="Of the engine's arithmetic.")] = "auto"
+    precision: Annotated[PrecisionName, Field(description="Of the engine's arithmetic.")] = "auto"
+    device: Annotated[DeviceName, Field(description="`auto`: a GPU where there is one.")] = "auto"
+    streams: Annotated[
+        int, Field(ge=0, description="Batches that an engine computes side by side; 0: as many as pay, measured once.")
+    ] = 0
+    batch: Annotated[Count, Field(description="Tiles that the engine computes at once.")] = 1
+    tta: Annotated[bool, Field(description="See each tile in its eight orientations.")] = False
+    probabilities: Annotated[
+        str | None, Field(description="Also publish probabilities of these classes, with commas between; `all`: each.")
+    ] = None
     stage: Annotated[Literal["always", "auto", "never"], Field(description="Tile scenes into zarr first.")] = "auto"
     bands: Annotated[
         list[Count] | None, Field(description="Bands of the file in the bundle's order, counted from 1.")
@@ -48,10 +58,11 @@ class Options(BaseModel):
 
         A registry stands for the bundle that is its champion now.
         """
+        place = resolve(bundle).absolute()
         bands, part = tuple(self.bands) if self.bands else None, Window(*self.window) if self.window else None
         return SegmentRequest(
             scene=SceneAddress(scene, bands, self.nodata, part),
-            bundle=resolve(bundle).absolute(),
+            bundle=place,
             out=Path(out).absolute(),
             name=name,
             options=PlanOptions(
@@ -62,6 +73,11 @@ class Options(BaseModel):
             ),
             backend=self.engine,
             precision=self.precision,
+            target=self.device,
+            streams=self.streams,
+            batch=self.batch,
+            tta=self.tta,
+            planes=planes_of(place, self.probabilities),
             tile=self.tile,
             threads=self.threads,
             keep_staged=self.keep_staged,

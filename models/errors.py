@@ -30,6 +30,10 @@ class EngineError(WidefieldError):
     """No engine can be built or loaded here, or an engine failed its parity gate."""
 
 
+class UnavailableError(EngineError):
+    """This machine lacks what an engine needs: a library, a GPU, a precision."""
+
+
 class RegistryError(UsageError):
     """A registry is missing, damaged, of another schema, or does not hold what it is asked for."""
 

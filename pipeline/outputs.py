@@ -4,7 +4,7 @@ Each step reads the complete store and writes one file, on a worker, with memory
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from pipeline import store
@@ -25,8 +25,13 @@ ITEM = "item.json"
 
 ASSETS = ("mask.tif", "mask.tif.aux.xml", "confidence.tif", "preview.png", "mask.qml", RUN)
 """Published files that the STAC item lists, where they exist."""
-SIDECAR = "confidence.tif.aux.xml"
-"""Listed too if it is written, for a CRS that GeoTIFF cannot hold; later a GIS may put one there for its own ends."""
+
+
+def sidecars(plan: Plan) -> Iterator[str]:
+    """Files that are listed too if they are written, for a CRS that GeoTIFF cannot hold; later a GIS may put some there
+    for its own ends.
+    """
+    return (f"{raster_of(plane)}.aux.xml" for plane in plan.spec.planes if plane != "labels")
 
 
 def open_source(plan: Plan, run: Path) -> Source:
@@ -45,19 +50,16 @@ def _planned(plan: Plan, source: Source) -> Source:
     return source
 
 
-def _cog(plane: str, name: str) -> Callable[[Plan, Path], None]:
-    def write(plan: Plan, run: Path) -> None:
-        write_cog(
-            run / MASK,
-            plane,
-            run / name,
-            georef=plan.georef,
-            classes=plan.spec.classes,
-            attribution=plan.spec.attribution,
-            cell=plan.spec.cell,
-        )
-
-    return write
+def _write_plane(plane: str, plan: Plan, run: Path) -> None:
+    write_cog(
+        run / MASK,
+        plane,
+        run / raster_of(plane),
+        georef=plan.georef,
+        classes=plan.spec.classes,
+        attribution=plan.spec.attribution,
+        cell=plan.spec.cell,
+    )
 
 
 def _preview(plan: Plan, run: Path) -> None:
@@ -102,15 +104,31 @@ def _item(plan: Plan, run: Path) -> None:
         classes=plan.spec.classes,
         cell=plan.spec.cell,
         facts=facts,
-        assets=[name for name in (*ASSETS, SIDECAR) if (run / name).exists()],
+        assets=[name for name in (*published(plan), *sidecars(plan)) if (run / name).exists()],
     )
 
 
-STEPS: Mapping[str, Callable[[Plan, Path], None]] = {
-    "mask": _cog("labels", "mask.tif"),
-    "confidence": _cog("confidence", "confidence.tif"),
-    "preview": _preview,
-    "style": _style,
-    "item": _item,
-}
-"""How to make each output; `item` comes last, because it holds the others' checksums."""
+_STEPS: Mapping[str, Callable[[Plan, Path], None]] = {"preview": _preview, "style": _style, "item": _item}
+
+
+def steps_of(plan: Plan) -> list[str]:
+    """Names of what is to be made: a raster of each plane, and the rest; `item` last, with the checksums of all."""
+    return [*plan.spec.planes, *_STEPS]
+
+
+def make(step: str, plan: Plan, run: Path) -> None:
+    """Make one output of a complete store."""
+    if step in _STEPS:
+        _STEPS[step](plan, run)
+    else:
+        _write_plane(step, plan, run)
+
+
+def raster_of(plane: str) -> str:
+    """Name of a plane's published raster."""
+    return "mask.tif" if plane == "labels" else f"{plane}.tif"
+
+
+def published(plan: Plan) -> tuple[str, ...]:
+    """Names of the files that a plan's item lists, where they exist."""
+    return tuple(dict.fromkeys((*ASSETS, *map(raster_of, plan.spec.planes))))

@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from models.bundle import Bundle, open_bundle
-from models.engines.base import EngineRecord, EngineRequest
+from models.engines.base import BackendName, EngineRecord, EngineRequest, Precision, Target
 from models.engines.prepare import prepare
 from models.spec import ModelSpec
-from pipeline import report, resources, stop, workshop
+from pipeline import outputs, report, resources, stop, workshop
 from pipeline.disk import Disk
 from pipeline.errors import IncompleteError, UsageError
 from pipeline.executors import Executor
 from pipeline.fit import check_fit, choose_bands
 from pipeline.ledger import BlockRecord, Ledger
-from pipeline.outputs import LEDGER, RUN, STEPS
+from pipeline.outputs import LEDGER, RUN
 from pipeline.plan import GDAL_CACHE, Plan, PlanOptions, cheapest_tile, make_plan
 from pipeline.publish.files import write_text
 from pipeline.replace import exchange
@@ -52,14 +52,22 @@ class SegmentRequest:
     name: str
     """Relative folder and stem of the scene."""
     options: PlanOptions = field(default_factory=PlanOptions)
-    backend: Literal["auto", "torch", "openvino", "null"] = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    backend: Literal["auto"] | BackendName = "auto"
+    precision: Literal["auto"] | Precision = "auto"
+    target: Literal["auto"] | Target = "auto"
+    """What the engine runs on; `auto`: a GPU where there is one."""
     tile: int | None = None
     """Largest tile allowed, in pixels; None: `LARGEST_TILE`."""
     threads: int | None = None
     """Engine threads in each worker; None: the cores at hand, at most 8."""
+    streams: int = 0
+    """Batches that an engine computes side by side; 0: as many as pay, by measurement."""
     batch: int = 1
     """Tiles that the engine computes at once: part of its identity."""
+    tta: bool = False
+    """Whether each tile is seen in its eight orientations, and their probabilities averaged."""
+    planes: tuple[str, ...] = ()
+    """What is stored and published of each pixel; what the bundle's spec names if empty."""
     keep_staged: bool = False
 
     @property
@@ -113,6 +121,10 @@ def _asked(request: SegmentRequest, spec: ModelSpec, scene: Scene) -> EngineRequ
         tile=cheapest_tile(scene.height, scene.width, spec, largest),
         dtype=scene.dtype,
         batch=request.batch,
+        streams=request.streams,
+        target=request.target,
+        tta=request.tta,
+        planes=request.planes,
     )
     return asked if request.threads is None else replace(asked, threads=request.threads)
 
@@ -134,7 +146,8 @@ def plan_request(request: SegmentRequest, engines: Engines | None = None) -> Pla
         # Before an engine is compiled for a scene that it cannot serve.
         check_fit(scene, bundle.spec, any_resolution=request.options.any_resolution)
         engine = engines.engine(request, scene)
-        return make_plan(scene, bundle.spec, bundle.path.absolute(), engine, out=request.out, options=request.options)
+        spec = bundle.spec.model_copy(update={"planes": engine.planes or bundle.spec.planes})
+        return make_plan(scene, spec, bundle.path.absolute(), engine, out=request.out, options=request.options)
 
 
 def segment_scene(
@@ -180,7 +193,7 @@ def finished(request: SegmentRequest, plan: Plan) -> dict[str, Any] | None:
     if facts.get("asked") != report.asked(request.scene):
         facts["asked"] = report.asked(request.scene)
         write_text(request.folder / RUN, json.dumps(facts, indent=1))
-        STEPS["item"](plan, request.folder)
+        outputs.make("item", plan, request.folder)
     workshop.sweep(request.workshop)
     return {**facts, "unchanged": True}
 
@@ -207,7 +220,7 @@ class Job:
         `start` is when the segmenting began, on the clock of `time.perf_counter`.
         """
         middle = time.perf_counter()
-        publish([step for step in STEPS if step != "item"])
+        publish(outputs.steps_of(self.plan)[:-1])
         seconds = {"segment": middle - start, "publish": time.perf_counter() - middle}
         Ledger(self.run / LEDGER).compact(records)
         facts = report.facts(self.plan, records, effort, seconds, len(self.records), wanted=self.request.scene)

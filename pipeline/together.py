@@ -14,11 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pipeline import resources, workshop
+from pipeline import outputs, resources, workshop
 from pipeline.errors import OutputError, UsageError, WidefieldError
 from pipeline.grid import Window
 from pipeline.ledger import BlockRecord
-from pipeline.outputs import STEPS
 from pipeline.plan import GDAL_CACHE, TASK_SECONDS, Plan
 from pipeline.report import Effort
 from pipeline.schedule import prove
@@ -181,7 +180,7 @@ class _Chunk:
 
         def publish(steps: Sequence[str]) -> None:
             for step in steps:
-                STEPS[step](job.plan, job.run)
+                outputs.make(step, job.plan, job.run)
 
         with self._told(job.request):
             prove(job.plan, records)

@@ -12,12 +12,12 @@ from pipeline.errors import UsageError, WidefieldError
 from pipeline.georef import Georef
 from pipeline.grid import Window, in_cells
 from pipeline.ledger import BlockRecord, Ledger
-from pipeline.outputs import ASSETS, ITEM, LEDGER, MASK, PLAN, RUN
+from pipeline.outputs import ITEM, LEDGER, MASK, PLAN, RUN, published
 from pipeline.plan import Plan
 from pipeline.publish.cells import PublishedPlane
 from pipeline.publish.classes import legend_of
 from pipeline.publish.compare import first_difference
-from pipeline.publish.stac import ASSETS as PUBLISHED
+from pipeline.publish.stac import asset_of
 from pipeline.scene import SceneAddress, open_scene
 from pipeline.shards import layout_of
 from pipeline.sources.placement import differences
@@ -74,7 +74,7 @@ def verify(folder: Path) -> Verdict:
         *_coverage(plan, records),
         *_shards(plan, folder, records),
         *_report(plan, folder, records),
-        *_files(folder),
+        *_files(plan, folder),
         *_georeference(plan, folder, notes),
     ]
     if not problems:  # the bytes of both sides are as recorded: do they say the same?
@@ -137,7 +137,7 @@ def _report(plan: Plan, folder: Path, records: Records) -> Iterator[str]:
         yield f"{RUN} and the ledger disagree on the pixels of the classes"
 
 
-def _files(folder: Path) -> Iterator[str]:
+def _files(plan: Plan, folder: Path) -> Iterator[str]:
     """The published files against the checksums of their item: a line for each that is missing or has changed."""
     try:
         item = json.loads((folder / ITEM).read_text(encoding="utf-8"))
@@ -149,7 +149,7 @@ def _files(folder: Path) -> Iterator[str]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         yield f"{ITEM} cannot be read ({_first_line(error)})"
         return
-    for name in sorted(set(ASSETS) | set(checksums)):
+    for name in sorted(set(published(plan)) | set(checksums)):
         path = folder / name
         if name not in checksums:
             if path.exists():
@@ -193,8 +193,8 @@ def _squares(cell: int) -> str:
 
 def _pixels(plan: Plan, folder: Path) -> Iterator[str]:
     """Each published raster against its plane."""
-    for name in ASSETS:
-        plane = PUBLISHED[name].plane
+    for name in published(plan):
+        plane = asset_of(name).plane
         if plane is None or not (folder / name).is_file():
             continue
         legend = legend_of(plan.spec.classes) if plane == "labels" else None

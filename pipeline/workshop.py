@@ -15,6 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from models.spec import PROBABILITY
 from pipeline import store
 from pipeline.errors import OutputError
 from pipeline.ledger import BlockRecord, Ledger
@@ -30,6 +31,11 @@ _ARCHIVE_LOCK = "archive.lock"
 
 _OURS = {PLAN, MASK, LEDGER, STAGED, ITEM, *ASSETS}
 _OURS |= {f"{name}.aux.xml" for name in _OURS}
+
+
+def _ours(name: str) -> bool:
+    """Whether a result may hold a file of this name."""
+    return name in _OURS or (name.startswith(PROBABILITY) and name.endswith((".tif", ".tif.aux.xml")))
 
 
 @contextlib.contextmanager
@@ -163,7 +169,7 @@ def check_place(folder: Path, plan: Plan) -> None:
         return
     if not folder.is_dir():
         raise OutputError(f"{folder} is a file, a result needs a folder there: move it away")
-    if foreign := sorted(entry.name for entry in folder.iterdir() if entry.name not in _OURS):
+    if foreign := sorted(entry.name for entry in folder.iterdir() if not _ours(entry.name)):
         raise OutputError(
             f"{folder} holds {foreign[0]}, which is no part of a result, and the result would replace the folder: "
             "move it away, or choose another --out"

@@ -226,7 +226,7 @@ class FailingOnce(SerialExecutor):
     def run(self, function, tasks, run):
         def once(task):
             self.tried = (*self.tried, (task.name, task.alone))
-            if task.name == "publish-mask" and not task.alone:
+            if task.name == "publish-labels" and not task.alone:
                 raise SceneError("it killed the worker that ran it")
             return function(task)
 
@@ -236,7 +236,7 @@ class FailingOnce(SerialExecutor):
 def test_an_output_that_fails_is_tried_once_more_by_itself(scene, bundle, tmp_path):
     executor = FailingOnce()
     segment_scene(request(scene, bundle, tmp_path, backend="null"), executor)
-    tries = [alone for name, alone in executor.tried if name.startswith("publish-mask")]
+    tries = [alone for name, alone in executor.tried if name.startswith("publish-labels")]
     assert tries == [False, True]
     assert not verify(tmp_path / "scene").problems
 

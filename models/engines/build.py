@@ -46,7 +46,7 @@ def _build(job: Job) -> Answer:
     """Graph, reference answers, gate: {"parity": report}, {"refused": reason} or {"unavailable": reason}."""
     bundle, cache, request = _bundle(job), Cache(job["cache"]), EngineRequest(**job["request"])
     if reason := _unavailable(request.backend, request.target_here, request.precision):
-        return {"unavailable": f"{request.backend} {request.precision}: {reason}"}
+        return {"unavailable": reason}
     from models.engines import reference
 
     compile_graph(bundle, request, cache)

@@ -25,7 +25,7 @@ from models.engines.backends import BACKENDS, Backend, backend_of
 from models.engines.base import ENGINE_FORMAT, BackendName, EngineRecord, EngineRequest, Precision, Target
 from models.engines.cache import Cache, digest_of
 from models.engines.device import default_target, device
-from models.errors import EngineError
+from models.errors import EngineError, UnavailableError
 from models.spec import check_planes
 
 PATIENT = ("OMP_WAIT_POLICY", "PASSIVE")
@@ -262,13 +262,13 @@ def check_request(bundle: Bundle, request: EngineRequest) -> None:
 
 def _check_backend(backend: Backend, request: EngineRequest, bundle: Bundle) -> None:
     if bundle.spec.imported and not backend.runs_graphs:
-        raise EngineError(
+        raise UnavailableError(
             f"engine {backend.name}: bundle {bundle.spec.name} holds an ONNX graph, which PyTorch does not run: choose "
             "openvino, onnxruntime or tensorrt"
         )
     target = request.target_here
     if target not in backend.targets:
-        raise EngineError(f"engine {backend.name} runs on {' and '.join(backend.targets)}, not on {target}")
+        raise UnavailableError(f"engine {backend.name} runs on {' and '.join(backend.targets)}, not on {target}")
     if request.precision not in {"auto", *backend.precisions}:
         raise EngineError(
             f"engine {backend.name} has no {request.precision}: it computes in {', '.join(backend.precisions)}"
@@ -292,7 +292,9 @@ def _build(bundle: Bundle, request: EngineRequest, cache: Cache, folder: Path) -
 
 def _raise_refusal(built: dict[str, Any]) -> None:
     """What is not available today may be tomorrow: it is said, and not remembered."""
-    if reason := built.get("unavailable") or built.get("refused"):
+    if reason := built.get("unavailable"):
+        raise UnavailableError(reason)
+    if reason := built.get("refused"):
         raise EngineError(reason)
 
 

@@ -13,7 +13,7 @@ from models.bundle import Bundle
 from models.engines.base import Batch, Engine, EngineRequest
 from models.engines.cache import Cache
 from models.engines.prepare import named, record_of, run_child
-from models.errors import EngineError
+from models.errors import EngineError, UnavailableError
 from models.probes import probes
 
 WARM_UP, RUNS = 1, 7
@@ -44,7 +44,7 @@ def measure(bundle: Bundle, request: EngineRequest, cache: Cache) -> Speed:
     addresses = {"bundle": str(bundle.path), "cache": str(cache.root)}
     compiled = run_child({"job": "compile", "request": asdict(request), **addresses})
     if "unavailable" in compiled:
-        raise EngineError(f"{named(request)}: {compiled['unavailable']}")
+        raise UnavailableError(f"{named(request)}: {compiled['unavailable']}")
     record = record_of(bundle, request, cache).to_json()
     return Speed(**run_child({"job": "measure", "record": record, "checked": False, **addresses}))
 

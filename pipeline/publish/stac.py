@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from models.spec import Class
+from models.spec import PROBABILITY, Class
 from pipeline.errors import OutputError
 from pipeline.georef import Georef
 from pipeline.grid import in_cells
@@ -64,7 +64,20 @@ ASSETS: Mapping[str, Asset] = {
     "mask.qml": Asset("style", "QGIS style of the mask", "application/xml", "metadata"),
     "run.json": Asset("run", "Provenance, coverage and figures of the run", "application/json", "metadata"),
 }
-"""The files that may lie beside an item, by name."""
+"""The files that may lie beside an item, by name; those of single classes' probabilities come besides."""
+
+
+def asset_of(name: str) -> Asset:
+    """What is told about a published file; `probability-<class>.tif` is the raster of that plane.
+
+    Raises:
+        KeyError: nothing of that name is published.
+    """
+    plane = name.removesuffix(".tif")
+    if name in ASSETS or not plane.startswith(PROBABILITY):
+        return ASSETS[name]
+    title = f"Probability of {plane.removeprefix(PROBABILITY)}"
+    return Asset(plane, f"{title} at each pixel", _COG, "data", plane, title + " in each square of {0} x {0} pixels")
 
 
 def write_item(
@@ -79,7 +92,7 @@ def write_item(
     assets: Sequence[str],
     cell: int = 1,
 ) -> Path:
-    """Write `folder/item.json` over the `assets` (names in `ASSETS`), with the size and checksum each has now.
+    """Write `folder/item.json` over the `assets` (names that `asset_of` knows), with the size and checksum each has now.
 
     `facts` is the content of `run.json`: `finished`, `scene`, `bundle`, `engine` and `versions` are used.
     `georef`, `height` and `width` are the scene's, whose outline is the item's geometry. One pixel of the rasters
@@ -101,7 +114,7 @@ def write_item(
         **({"bbox": bbox} if bbox else {}),
         "properties": _properties(facts) | ({} if cell == 1 else {"widefield:cell": cell}) | _place(raster, *shape),
         "links": _links(facts),
-        "assets": {ASSETS[name].key: _asset(folder / name, ASSETS[name], told) for name in assets},
+        "assets": {asset_of(name).key: _asset(folder / name, asset_of(name), told) for name in assets},
     }
     write_text(folder / ITEM, json.dumps(item, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     return folder / ITEM
