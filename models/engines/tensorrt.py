@@ -31,8 +31,9 @@ from models.export import OUTPUT
 from models.halves import export_half
 from models.wire import WIDTH, wire_ready, wired
 
-MODULES: Final = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
-"""The flavours, the one that is preferred first; the last is the second without its metapackage."""
+MODULES: Final = ("tensorrt", "tensorrt_bindings", "tensorrt_rtx", "tensorrt_rtx_bindings")
+"""The flavours, the one that is preferred first, and each without its metapackage."""
+RTX: Final = "tensorrt_rtx"
 PLAN: Final = "plan.bin"
 RTX_CAPABILITIES: Final = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 """Compute capabilities that TensorRT for RTX has kernels for: data centres' 9.0 and 10.0 are not among them."""
@@ -43,22 +44,28 @@ BF16_CAPABILITY: Final = 8
 def unavailable(target: Target, precision: Precision) -> str | None:
     """Why TensorRT cannot serve here, and the way out; None if it can."""
     try:
-        trt = library()
+        library()
     except EngineError as error:
         return str(error)
-    made = f"{flavour()} {trt.__version__} can make plans here, not run them"
     if target == "cpu":
-        return f"{made}: it computes on NVIDIA GPUs alone"
+        return f"{_made()}: it computes on NVIDIA GPUs alone"
     if not torch.cuda.is_available():
-        lacking = "PyTorch is installed without CUDA" if torch.version.cuda is None else "PyTorch sees no GPU"
-        return f"{made}: {lacking}"
+        return f"{_made()}: PyTorch {'is installed without CUDA' if torch.version.cuda is None else 'sees no GPU'}"
     return unable(flavour(), torch.cuda.get_device_capability(), precision)
+
+
+def unbuildable() -> str | None:
+    """Why not even a plan can be made here; None if one can: on a GPU by either flavour, without one by RTX's."""
+    try:
+        return None if flavour() == RTX or torch.cuda.is_available() else _made()
+    except EngineError as error:
+        return str(error)
 
 
 def unable(name: str, capability: tuple[int, int], precision: Precision) -> str | None:
     """What a GPU of some compute capability lacks for a flavour; None if nothing."""
     dotted = ".".join(map(str, capability))
-    if name == "tensorrt_rtx" and dotted not in RTX_CAPABILITIES:
+    if name == RTX and dotted not in RTX_CAPABILITIES:
         return (
             f"tensorrt_rtx has no kernels for compute capability {dotted}, only for {', '.join(RTX_CAPABILITIES)}: "
             "install tensorrt-cu13, or choose --engine inductor"
@@ -89,15 +96,22 @@ def library() -> Library:
 
 def flavour() -> str:
     """`tensorrt` or `tensorrt_rtx`."""
-    return "tensorrt_rtx" if hasattr(library().Runtime, "get_engine_validity") else "tensorrt"
+    return RTX if "rtx" in library().__name__ else "tensorrt"
+
+
+def _made() -> str:
+    can = "makes plans here, and cannot run them" if flavour() == RTX else "can neither make nor run plans here"
+    return f"{flavour()} {library().__version__} {can}"
 
 
 def compile_graph(bundle: Bundle, request: EngineRequest, folder: Path) -> None:
     """Make the plan for `request`. How fast the GPU's kernels are is kept beside `folder`, for plans to come.
 
     Raises:
-        EngineError: TensorRT refuses the graph, or can make no plan of it.
+        EngineError: TensorRT is not here, refuses the graph, or can make no plan of it.
     """
+    if reason := unbuildable():
+        raise EngineError(reason)
     with tempfile.TemporaryDirectory() as scratch:
         model = wire_ready(onnx.load(export_half(bundle, request, Path(scratch) / "model.onnx")))
     plans = Plans(library(), timings=timings(folder.parent))
@@ -197,7 +211,7 @@ def workspace() -> int:
 
 def timings(folder: Path) -> Path | None:
     """The file in `folder` for the speeds of this GPU's kernels; none for RTX, which chooses them on the GPU."""
-    if flavour() == "tensorrt_rtx":
+    if flavour() == RTX:
         return None
     name = "".join(letter if letter.isalnum() else "-" for letter in f"{library().__version__} {device('cuda')}")
     return folder / f"timings-{name}.bin"

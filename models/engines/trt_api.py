@@ -189,6 +189,7 @@ class Runtime(Protocol):
 class Library(Protocol):
     """The module."""
 
+    __name__: str
     __version__: str
     ILogger: Any
     BuilderFlag: Any
