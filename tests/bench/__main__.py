@@ -10,7 +10,7 @@ from tests.bench import against, archive, cog, disk, encoders, engine, halo, mem
 from tests.bench.common import ROOT, recorded, table
 
 BENCHES = {
-    "monai": against.run,
+    **against.BENCHES,
     "engine": engine.run,
     "encoders": encoders.run,
     "outside": outside.run,

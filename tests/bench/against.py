@@ -1,57 +1,152 @@
-"""File to mask, the same weights on both sides: this pipeline and MONAI's sliding window."""
+"""File to mask, the same weights on both sides: this pipeline, MONAI's sliding window, and what else people use.
+
+`python -m tests.bench against-v1 [window|whole|smoke [ROUNDS]]`, likewise `against-resnet`; `window` is a part of the
+scene that takes a few minutes, `whole` all of it, `smoke` shows that everything runs and records nothing. For each tile
+the part is one that its lattice, and MONAI's, cover without much waste, so that the ratio is that of a large scene.
+"""
 
 import tempfile
+from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
+import rasterio
+import rasterio.windows
+
 from tests.bench.common import BUILDINGS, measured, mosaic, record, spread, table, verdict
+from tests.bench.networks import he_bundle
 
-WINDOW = (0, 0, 4096, 4096)
-ROUNDS = 3
-BATCH = 4
-WANTED = {"MONAI, contiguous": 4.0, "MONAI, channels last": 3.0}
+WHOLE = (0, 0, 4096, 8192)
+LAYOUTS = {"MONAI, contiguous": False, "MONAI, channels last": True}
 
 
-def run(rounds=ROUNDS):
+@dataclass(frozen=True)
+class Case:
+    """One tile of ours against the others on one part of the scene."""
+
+    tile: int
+    window: tuple[int, int, int, int]
+    wanted: dict[str, float]
+    """Times ours that the others take, at least."""
+    others: bool = False
+    """Whether loops other than MONAI's are measured too."""
+
+
+SMALL = {"MONAI, contiguous": 4.8, "MONAI, channels last": 3.5}
+LARGE = {"MONAI, contiguous": 5.5, "MONAI, channels last": 4.0}
+SMOKE = (Case(512, (0, 0, 512, 896), SMALL, others=True),)
+CASES = {
+    "buildings": {
+        "window": (Case(1152, (0, 0, 4096, 4096), SMALL),),
+        "whole": (Case(1152, WHOLE, SMALL),),
+    },
+    "inception_v1": {
+        "window": (Case(1152, (0, 0, 4096, 4096), SMALL, others=True), Case(2048, (0, 0, 3904, 3904), LARGE)),
+        "whole": (Case(1152, WHOLE, SMALL, others=True), Case(2048, (0, 0, 3904, 7744), LARGE)),
+    },
+    "inception_resnet_v2": {
+        "window": (Case(1152, (0, 0, 2048, 4096), SMALL, others=True), Case(2048, (0, 0, 2048, 3904), LARGE)),
+        "whole": (Case(1152, WHOLE, SMALL, others=True), Case(2048, (0, 0, 3904, 7744), LARGE)),
+    },
+}
+OTHERS = {
+    "rasterio + torch, no overlap": {"job": "loops.plain", "halo": 0},
+    "rasterio + torch, 64 pixels cut off": {"job": "loops.plain", "halo": 64},
+    "geo-inference 3.2.4": {"job": "loops.geo_inference"},
+}
+"""Measured once, contiguous or channels last as they do it themselves."""
+
+
+def run(name, network, size="window", rounds=1):
     """Markdown: seconds of each, and how many times ours the others take."""
     if find_spec("monai") is None:
         return "Left out: MONAI is not installed; `make bench` installs it (the extra `bench`).\n"
     with tempfile.TemporaryDirectory(prefix="widefield-bench-") as scratch:
-        scene = str(mosaic(Path(scratch)))
-        measured(_ours(scene) | {"only_plan": True}, scratch)  # compiles the engine, once for each machine
-        facts = [_round(scene, scratch) for _ in range(int(rounds))]
-    ours = [fact["widefield"]["wall"] for fact in facts]
-    rows = list(_rows(facts, ours))
-    told = [(f"file to mask, times faster than {row[0]}", f"at least {row[5]}", row[3]) for row in rows]
-    record("monai", facts, told)
-    head = ["what", "wall s", "CPU s", "times ours", "by CPU", "wanted", "reached", "labels that differ"]
-    return table(head, [["widefield segment", *_seconds(facts, "widefield"), "", "", "", "", ""], *rows])
+        bundle = BUILDINGS if network == "buildings" else he_bundle(scratch, network)
+        cases = SMOKE if size == "smoke" else CASES[network][size]
+        facts = [_case(case, bundle, Path(scratch), int(rounds)) for case in cases]
+    rows = [row for case, fact in zip(cases, facts, strict=True) for row in _rows(case, fact)]
+    told = [
+        (f"file to mask, {network}, tile {row[0]}, times as fast as {row[1]}", f"at least {row[9]}", row[7])
+        for row in rows
+        if row[9]
+    ]
+    if size != "smoke":
+        record(name, {"network": network, "size": size, "cases": facts}, told)
+    head = ["tile", "what", "network pixels a pixel", "wall s", "of it loading", "CPU s", "Mpx/s", "times ours"]
+    return table([*head, "without loading", "wanted", "reached", "labels that differ"], rows)
 
 
-def _ours(scene):
-    job = {"job": "segment", "scene": scene, "window": WINDOW, "bundle": str(BUILDINGS), "engine": "auto"}
-    return job | {"stage": None, "executor": "serial"}
-
-
-def _round(scene, scratch):
-    mask = str(Path(scratch) / "mask.tif")
-    facts = {"widefield": measured(_ours(scene) | {"keep": mask}, scratch, "wall", "cpu", "speed")}
-    for name in WANTED:
-        job = {"job": "monai", "scene": scene, "window": WINDOW, "bundle": str(BUILDINGS), "batch": BATCH}
-        job |= {"channels_last": name.endswith("last"), "ours": mask}
-        facts[name] = measured(job, scratch, "wall", "cpu", "differ")
+def _case(case, bundle, scratch, rounds):
+    scene = cut(mosaic(scratch), case.window, scratch / f"{case.tile}.tif")
+    ours = {"job": "segment", "scene": str(scene), "bundle": str(bundle), "engine": "auto", "tile": case.tile}
+    ours |= {"stage": None, "executor": "serial"}
+    measured(ours | {"only_plan": True}, scratch)  # compiles the engine, once for each machine
+    facts = {"pixels": case.window[2] * case.window[3], "rounds": []}
+    for _ in range(rounds):
+        facts["rounds"].append(_round(ours, scene, bundle, scratch))
+    if case.others:
+        facts["others"] = _others(scene, bundle, scratch)
     return facts
 
 
-def _seconds(facts, name):
-    return [spread(fact[name][key] for fact in facts) for key in ("wall", "cpu")]
+def _round(ours, scene, bundle, scratch):
+    """One of each, in turn, so that a busy machine hits all alike."""
+    mask = str(scratch / "mask.tif")
+    keys = ("wall", "cpu", "engine", "grid", "bottleneck")
+    facts = {"widefield": measured(ours | {"keep": mask}, scratch, *keys)}
+    if facts["widefield"]["grid"]["tile"] != ours["tile"]:
+        raise RuntimeError(f"planned {facts['widefield']['grid']}, not tile {ours['tile']}: choose another window")
+    for name, channels_last in LAYOUTS.items():
+        job = {"job": "sliding.job", "scene": str(scene), "bundle": str(bundle)}
+        facts[name] = measured(job | {"channels_last": channels_last, "ours": mask}, scratch, "wall", "cpu", "differ")
+    return facts
 
 
-def _rows(facts, ours):
-    for name, wanted in WANTED.items():
-        times = [fact[name]["wall"] / wall for fact, wall in zip(facts, ours, strict=True)]
-        by_cpu = [fact[name]["cpu"] / fact["widefield"]["cpu"] for fact in facts]
-        reached = verdict(median(times), wanted, least=True)
-        differ = f"{100 * facts[0][name]['differ']:.2f} %"
-        yield [name, *_seconds(facts, name), spread(times, 2), spread(by_cpu, 2), f"{wanted:.0f}", reached, differ]
+def _others(scene, bundle, scratch):
+    mask = str(scratch / "mask.tif")
+    known = {name: job for name, job in OTHERS.items() if "geo" not in job["job"] or find_spec("geo_inference")}
+    address = {"scene": str(scene), "bundle": str(bundle), "ours": mask}
+    return {name: measured(job | address, scratch, "wall", "cpu", "differ") for name, job in known.items()}
+
+
+def cut(scene, window, path):
+    """A part of a scene as a file of its own, stored as the scene is."""
+    row, col, height, width = window
+    place = rasterio.windows.Window(col, row, width, height)
+    with rasterio.open(scene) as source:
+        profile = source.profile | {"height": height, "width": width, "transform": source.window_transform(place)}
+        with rasterio.open(path, "w", **profile) as file:
+            file.write(source.read(window=place))
+    return path
+
+
+def _rows(case, fact):
+    rounds, megapixels = fact["rounds"], fact["pixels"] / 1e6
+    ours = [one["widefield"] for one in rounds]
+    walls, loading = [one["wall"] for one in ours], [one["bottleneck"]["seconds"]["start"] for one in ours]
+    speed = f"{megapixels / median(walls):.2f}"
+    engine = ours[0]["engine"]
+    name = f"widefield ({engine['backend']} {engine['precision']})"
+    seconds = [spread(walls), spread(loading), spread(one["cpu"] for one in ours)]
+    yield [case.tile, name, f"{ours[0]['grid']['overhead']:.2f}", *seconds, speed, "", "", "", "", ""]
+    for other in (*LAYOUTS, *fact.get("others", {})):
+        runs = [one[other] for one in rounds] if other in LAYOUTS else [fact["others"][other]]
+        theirs = [one["wall"] for one in runs]
+        alike = walls if other in LAYOUTS else [median(walls)]
+        times = [t / w for t, w in zip(theirs, alike, strict=True)]
+        bare = [t / (w - median(loading)) for t, w in zip(theirs, alike, strict=True)]
+        wanted = case.wanted.get(other, "")
+        reached = verdict(median(times), wanted, least=True) if wanted else ""
+        seconds = [spread(theirs), "", spread(one["cpu"] for one in runs), f"{megapixels / median(theirs):.2f}"]
+        differ = f"{100 * runs[0]['differ']:.2f} %"
+        yield [case.tile, other, "", *seconds, spread(times, 2), spread(bare, 2), wanted, reached, differ]
+
+
+BENCHES = {
+    "monai": partial(run, "monai", "buildings"),
+    "against-v1": partial(run, "against-v1", "inception_v1"),
+    "against-resnet": partial(run, "against-resnet", "inception_resnet_v2"),
+}

@@ -7,6 +7,7 @@ import time
 from collections import defaultdict, deque
 from contextlib import nullcontext
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,7 @@ def _request(job):
         "scene",
         PlanOptions(stage=job["stage"], block=job.get("block"), any_resolution=True),
         backend=job.get("engine", "null"),
+        tile=job.get("tile"),
     )
 
 
@@ -122,10 +124,11 @@ def main():
     """Do the job in the first argument; what only one job needs is imported for it alone."""
     job = json.loads(sys.argv[1])
     match job["job"]:
-        case "monai":
-            from tests.bench.sliding import job as work
         case "archive":
             from tests.bench.nightly import job as work
+        case name if "." in name:  # a function of another module of this folder
+            module, function = name.split(".")
+            work = getattr(import_module(f"tests.bench.{module}"), function)
         case name:
             work = {"segment": segment, "cog": cog, "engine": engine}[name]
     sys.stdout.write(json.dumps(work(job)) + "\n")

@@ -1,9 +1,9 @@
 """Whole networks with drawn weights, for speed and memory: the same bytes each time, so that engines are built once.
 
-He's normal for every kernel, the statistics of real crops for every normalisation. Such a network is chaotic: each level
-amplifies what the one before has rounded, and the gate would rightly refuse bf16. So the decoder listens to its skips
-more than to what comes up from the deep (at the same cost), and the head's bias makes one class rare, as it is in most
-masks: few labels are a near tie, as in a trained network.
+He's normal for every kernel, the statistics of real crops for every normalisation. Such a network is chaotic: each
+level amplifies what the one before has rounded, and the gate would rightly refuse bf16. So the decoder listens to its
+skips more than to what comes up from the deep (at the same cost), and the head's bias makes one class rare, as it is in
+most masks: few labels are a near tie, as in a trained network.
 """
 
 from pathlib import Path
