@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from flows.bundle import bundle as bundle_app
 from flows.engines import engines
 from flows.labels import labels as labels_app
 from flows.options import (
@@ -40,6 +41,7 @@ from flows.options import (
     readable,
     spelled_out,
 )
+from flows.probe import check_seams, forecast, probe, show_forecast
 from flows.progress import bar
 from flows.registry import registry
 from flows.report import report as write_report
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
 
     from pipeline.executors import Executor
     from pipeline.nightly import ArchiveRequest
+    from pipeline.plan import Plan
     from pipeline.schedule import Listener
     from pipeline.segment import SegmentRequest
 
@@ -69,15 +72,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Segment archives of huge images: exact, resumable, georeferenced.",
 )
+app.add_typer(bundle_app, name="bundle")
 app.add_typer(labels_app, name="labels")
 app.add_typer(engines, name="engines")
 app.add_typer(weights, name="weights")
 app.add_typer(registry, name="registry")
+app.command(
+    epilog="Examples: `widefield probe scene.tif --bundle examples/bundles/buildings --out wider` · "
+    "`widefield probe north.tif south.tif --bundle B --out B2 --within 0.001 --memory 8 --batch 1,2`"
+)(probe)
 
 
 @app.command(
     epilog="Examples: `widefield plan scene.tif --bundle examples/bundles/buildings --block 2048` · "
-    "`widefield plan archive/ --bundle B --out masks --match 'north/*'`"
+    "`widefield plan archive/ --bundle B --out masks --match 'north/*'` · "
+    "`widefield plan archive/ --bundle B --out masks --workers 4 --threads 2 --calibrate`"
 )
 @spelled_out
 def plan(
@@ -87,6 +96,9 @@ def plan(
     folder: OutDir = Path(),
     match: Match = None,
     backfill: Backfill = False,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Segment a few blocks on trial, and tell hours, core-hours and bytes.")
+    ] = False,
     as_json: AsJson = False,
     options: RunOptions,
 ) -> None:
@@ -96,10 +108,13 @@ def plan(
     """
     from pipeline.archive import is_archive, scene_name
 
+    planned: list[tuple[SegmentRequest, Plan]] = []
+
     def show(request: "SegmentRequest") -> None:
         from pipeline.segment import plan_request
 
         frozen = plan_request(request)
+        planned.append((request, frozen))
         if as_json:
             print(json.dumps(frozen.to_json()))
         else:
@@ -110,6 +125,11 @@ def plan(
     else:
         with _told(scene, as_json=as_json):
             show(options.request(named(scene), scene_name(scene), bundle, folder))
+    if calibrate and (found := forecast(planned, options.workers)) is not None:
+        if as_json:
+            print(json.dumps({"calibration": found.to_json()}))
+        else:
+            show_forecast(found)
 
 
 def _night(archive: str, pattern: "SegmentRequest", match: str | None, backfill: bool) -> "ArchiveRequest":
@@ -329,23 +349,39 @@ def evaluate(
         out.print(score_table(result))
 
 
-@app.command(epilog="Example: `widefield verify masks/`")
-def verify(folder: ResultDir, *, as_json: AsJson = False) -> None:
-    """Check coverage, every shard's bytes, checksums and georeference of results; exit 1 if anything is wrong."""
+@app.command(epilog="Examples: `widefield verify masks/` · `widefield verify masks/scene --seams --part 0,0,8192,8192`")
+def verify(
+    folder: ResultDir,
+    *,
+    seams: Annotated[
+        bool, typer.Option("--seams", help="Also segment on a lattice shifted by half a core: do borders show?")
+    ] = False,
+    part: Annotated[str | None, typer.Option(help="Of --seams: a part of the scene, ROW,COL,HEIGHT,WIDTH.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check coverage, every shard's bytes, checksums and georeference of results; exit 1 if anything is wrong.
+
+    With --seams, labels within 16 px of borders between cores may change hardly more often than elsewhere when the
+    lattice is another one, or on a tenth of a thousandth of the pixels at most.
+    """
     from pipeline.verify import results
     from pipeline.verify import verify as check
 
-    damaged = False
+    wrong = False
     for result in results(folder):
         verdict = check(result)
-        damaged |= bool(verdict.problems)
+        wrong |= bool(verdict.problems)
+        facts = asdict(verdict) | {"folder": str(verdict.folder)}
+        if not as_json:
+            say(f"{'damaged' if verdict.problems else 'ok'} {verdict.folder}: {verdict.blocks} blocks")
+            for line in (*verdict.problems, *verdict.notes):
+                say(f"  {line}")
+        if seams and not verdict.problems:
+            passed, facts["seams"] = check_seams(result, part, as_json=as_json)
+            wrong |= not passed
         if as_json:
-            print(json.dumps(asdict(verdict) | {"folder": str(verdict.folder)}))
-            continue
-        say(f"{'damaged' if verdict.problems else 'ok'} {verdict.folder}: {verdict.blocks} blocks")
-        for line in (*verdict.problems, *verdict.notes):
-            say(f"  {line}")
-    if damaged:
+            print(json.dumps(facts))
+    if wrong:
         raise typer.Exit(1)
 
 

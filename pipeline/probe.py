@@ -115,6 +115,12 @@ class HaloRow:
         """Network pixels a scene pixel, far from a scene's rim."""
         return (self.tile / (self.tile - 2 * self.halo)) ** 2
 
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """For a table: tile, halo, shares, overhead."""
+        shares = percent(self.share), percent(self.confidence / max(self.pixels, 1))
+        return (str(self.tile), str(self.halo), *shares, f"{self.overhead:.2f}")
+
     def __add__(self, other: "HaloRow") -> "HaloRow":
         """Both together, of one tile and halo."""
         counts = (getattr(self, name) + getattr(other, name) for name in ("pixels", "labels", "confidence"))
@@ -187,6 +193,11 @@ class SpeedRow:
     def scene_seconds(self, halo: int) -> float:
         """Engine seconds of a million scene pixels, far from a scene's rim."""
         return self.seconds / (self.tile - 2 * halo) ** 2 * 1e6
+
+    def cells(self, halo: int) -> tuple[str, ...]:
+        """For a table: tile, batch, seconds, memory, seconds a megapixel."""
+        figures = (f"{self.seconds:.3f}", f"{self.peak_bytes / 1e9:.2f} GB", f"{self.scene_seconds(halo):.3f}")
+        return (str(self.tile), str(self.batch), *figures)
 
     def to_json(self, halo: int) -> dict[str, Any]:
         """For scripts."""
