@@ -277,7 +277,9 @@ def test_a_race_orders_engines_by_speed_and_drops_the_hopeless_early(bundle, mon
     )
     assert [label.split()[0] for label in answer["order"]] == ["onnxruntime", "openvino", "torch"]
     assert answer["out"] == {"inductor fp32 1": "there is no compiler"}
-    assert batches["torch"] == speed.WARM_UP + 1 < batches["openvino"]
+    assert batches["torch"] == 2
+    assert batches["openvino"] == 2  # beaten by half as well
+    assert batches["onnxruntime"] == 2 + speed.TURNS
 
 
 def test_noise_does_not_decide_a_race(bundle, monkeypatch):

@@ -70,7 +70,7 @@ def candidates(request: EngineRequest, bundle: Bundle) -> Iterator[EngineRequest
     """What a request may mean here, the likeliest to be fast first; itself, where it leaves nothing open."""
     target = default_target() if request.target == "auto" else request.target
     for backend in _backends(request, target, bundle):
-        precisions = backend.precisions if request.precision == "auto" else (request.precision,)
+        precisions = _precisions(backend, target) if request.precision == "auto" else (request.precision,)
         for precision in precisions:
             settled = replace(request, backend=backend.name, precision=precision, target=target)
             yield from (replace(settled, streams=streams) for streams in _streams(settled))
@@ -84,6 +84,11 @@ def _backends(request: EngineRequest, target: Target, bundle: Bundle) -> Iterato
         tried = backend.name != "null" and (backend.raced or target == "cuda") and backend.missing() is None
         if tried and target in backend.targets and (backend.runs_graphs or not bundle.spec.imported):
             yield backend
+
+
+def _precisions(backend: Backend, target: Target) -> tuple[Precision, ...]:
+    """All of a backend's; processors compute in fp16 slowly, where they do at all, so there it must be asked for."""
+    return tuple(precision for precision in backend.precisions if target == "cuda" or precision != "fp16")
 
 
 def _streams(request: EngineRequest) -> tuple[int, ...]:

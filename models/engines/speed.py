@@ -1,8 +1,8 @@
 """How fast engines are: one alone, or several beside each other."""
 
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import repeat
 from pathlib import Path
@@ -19,8 +19,10 @@ from models.probes import probes
 WARM_UP, RUNS = 1, 7
 SECONDS = 3.0
 """Measuring stops at `RUNS` batches, or after this long."""
+TURNS = 4
+"""Rounds of each runner in a race, after the first two."""
 HOPELESS = 1.5
-"""A runner that takes so many times the leader's seconds for a tile is not measured any further."""
+"""A runner whose best round takes so many times the leader's drops out of the race."""
 CLEARLY = 1.05
 """How many times as fast as the first of the candidates another one must be to go before it: noise decides nothing."""
 
@@ -65,38 +67,40 @@ def full_batch(bundle: Bundle, engine: Engine) -> Batch:
 def race(bundle: Bundle, requests: Sequence[EngineRequest], start: Callable[[EngineRequest], Engine]) -> dict[str, Any]:
     """{"order": labels, the fastest first; "seconds": of a tile, by label; "out": reasons, by label}.
 
-    `start` opens an engine, or raises EngineError. What is hopeless after one batch is placed by that one.
+    `start` opens an engine, or raises EngineError. The runners take turns, so that other work on the machine slows all
+    alike, and each counts by its best round. What is hopeless drops out early.
     """
-    seconds: dict[str, float] = {}
+    best: dict[str, float] = {}
     out: dict[str, str] = {}
+    runners: dict[str, tuple[Engine, Batch]] = {}
     for request in requests:
         label = f"{request.backend} {request.precision} {request.streams}"
         try:
             engine = start(request)
-            leader = min(seconds.values(), default=float("inf"))
-            seconds[label] = _against(leader, engine, full_batch(bundle, engine))
+            batch = full_batch(bundle, engine)
+            _round(engine, batch)
+            best[label] = _round(engine, batch)
+            runners[label] = engine, batch
         except EngineError as error:
             out[label] = str(error)
-        else:
-            del engine  # before the next one takes its memory
-    first = next(iter(seconds), "")
-    order = sorted(seconds, key=lambda label: seconds[label] / (CLEARLY if label == first else 1))
-    return {"order": order, "seconds": seconds, "out": out}
+    for _ in range(TURNS):
+        leader = min(best.values(), default=0.0)
+        runners = {label: runner for label, runner in runners.items() if best[label] <= HOPELESS * leader}
+        for label, runner in runners.items():
+            best[label] = min(best[label], _round(*runner))
+    first = next(iter(best), "")
+    order = sorted(best, key=lambda label: best[label] / (CLEARLY if label == first else 1))
+    return {"order": order, "seconds": best, "out": out}
 
 
-def _against(leader: float, engine: Engine, batch: Batch) -> float:
-    """Median seconds a tile; those of a single round where the leader is out of reach."""
-    found: list[float] = []
-    with closing(_rounds(engine, batch)) as rounds:
-        for count, seconds in enumerate(rounds):
-            if count >= WARM_UP:
-                found.append(seconds)
-                if found[0] > HOPELESS * leader:
-                    break
-    return median(found)
+def _round(engine: Engine, batch: Batch) -> float:
+    """Seconds a tile of as many batches as the engine has streams."""
+    streams, start = engine.record.streams, time.perf_counter()
+    deque(engine.map(repeat(batch, streams)), maxlen=0)
+    return (time.perf_counter() - start) / (streams * engine.record.batch)
 
 
-def _rounds(engine: Engine, batch: Batch) -> Generator[float, None, None]:
+def _rounds(engine: Engine, batch: Batch) -> Iterator[float]:
     """Seconds a tile in a steady stream of batches, by rounds of as many batches as the engine has streams."""
     streams, tiles = engine.record.streams, engine.record.batch
     start = last = time.perf_counter()
