@@ -16,6 +16,7 @@ import pytest
 import torch
 from drawn_bundle import draw_bundle, drawn_crops, drawn_spec
 from onnx import TensorProto, helper, numpy_helper
+from test_wire import run
 from torch import nn
 
 from models.bundle import open_bundle, save_imported
@@ -26,9 +27,10 @@ from models.engines.ring import Threads
 from models.engines.torch import predict
 from models.engines.trt_plan import CONVOLUTIONS, TYPES, Plans, census, remember, remembered
 from models.errors import EngineError
-from models.export import write_onnx
+from models.export import INPUTS, write_onnx
 from models.halves import export_half, export_wired
 from models.inception import ENCODERS
+from models.probes import probes
 from models.serve import serve_network, served
 from models.spec import Architecture, Imported
 from models.wire import wire_ready
@@ -147,9 +149,24 @@ def test_a_bundle_with_an_imported_graph_becomes_a_plan_and_nothing_else(tmp_pat
 
 
 @pytest.mark.slow
-def test_a_bundle_of_our_own_becomes_a_plan(bundle, tmp_path):
-    tensorrt.compile_graph(open_bundle(bundle), request(tile=128, batch=1), tmp_path)
-    assert [file.name for file in tmp_path.iterdir()] == ["plan.bin"]
+def test_a_bundle_of_our_own_in_fp16_predicts_what_eager_pytorch_does(tmp_path):
+    made, wanted = draw_bundle(tmp_path / "bundle", tiles=(64,)), request(tile=64, batch=1)
+    (tmp_path / "entry").mkdir()
+    tensorrt.compile_graph(made, wanted, tmp_path / "entry")
+    assert (tmp_path / "entry" / "plan.bin").stat().st_size > 0
+    model = wire_ready(onnx.load(export_half(made, wanted, tmp_path / "model.onnx")))
+    batch = next(probes(made, 64, "uint8")).batch
+    arrays = (batch.pixels, batch.valid.view(np.uint8), batch.scale, batch.offset)
+    labels = run(model, dict(zip(INPUTS, arrays, strict=True)))[:, 0]
+    expected = predict(served(made), batch)[:, 0]
+    assert len(np.unique(expected)) > 1
+    assert np.mean(labels != expected) < 0.01
+
+
+def test_where_tensorrt_is_missing_the_way_to_it_is_told(monkeypatch):
+    monkeypatch.setattr(tensorrt, "MODULES", ("no_tensorrt",))
+    with pytest.raises(EngineError, match=r"TensorRT is not installed: pip install 'widefield\[gpu\]'"):
+        tensorrt.library.__wrapped__()
 
 
 def test_what_is_used_of_the_library_is_there_and_takes_as_many_arguments():
@@ -194,17 +211,16 @@ def test_what_a_gpu_cannot_do_is_said(name, capability, precision, reason):
     assert told is reason or told.startswith(reason)
 
 
+@pytest.mark.skipif(tensorrt.flavour() != "tensorrt_rtx", reason="the other flavour makes plans on GPUs alone")
 def test_without_a_gpu_plans_can_be_made_but_not_run():
-    told = tensorrt.unavailable("cpu", "fp16")
-    assert (
-        told
-        == f"{tensorrt.flavour()} {TRT.__version__} can make plans here, not run them: it computes on NVIDIA GPUs alone"
-    )
+    assert tensorrt.unbuildable() is None
+    told = "makes plans here, and cannot run them: it computes on NVIDIA GPUs alone"
+    assert tensorrt.unavailable("cpu", "fp16") == f"tensorrt_rtx {TRT.__version__} {told}"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_plan_is_not_even_read_without_a_gpu(bundle, tmp_path):
-    with pytest.raises(EngineError, match=r"TensorRT cannot run here: .* can make plans here, not run them"):
+    with pytest.raises(EngineError, match=r"TensorRT cannot run here: .* cannot run them: "):
         tensorrt.load(record(), open_bundle(bundle), tmp_path / "nowhere")
 
 
@@ -280,11 +296,11 @@ class Context:
         return True
 
 
-def batches(dtype, counts):
+def batches(dtype, counts, tile=TILE):
     rng = np.random.default_rng(0)
     for count in counts:
-        pixels = rng.integers(0, 256, (count, 3, TILE, TILE)).astype(dtype)
-        yield Batch(pixels, rng.random((count, TILE, TILE)) > 0.1, np.full(3, 0.5, np.float32), np.zeros(3, np.float32))
+        pixels = rng.integers(0, 256, (count, 3, tile, tile)).astype(dtype)
+        yield Batch(pixels, rng.random((count, tile, tile)) > 0.1, np.full(3, 0.5, np.float32), np.zeros(3, np.float32))
 
 
 def engine_of(model, found):
@@ -331,7 +347,6 @@ def test_a_gpu_gives_the_planes_of_eager_pytorch(tmp_path, precision, dtype):
     found = prepare(made.path, request(precision, dtype, tile=64), tmp_path / "cache")
     folder = next((tmp_path / "cache" / "graph").glob("*/plan.bin")).parent
     engine, serve = tensorrt.load(found, made, folder), served(made)
-    tiles = [replace(batch, pixels=np.tile(batch.pixels, (2, 2)), valid=np.tile(batch.valid, (2, 2)))
-             for batch in batches(dtype, (2, 1, 2, 2))]  # fmt: skip
+    tiles = list(batches(dtype, (2, 1, 2, 2), 64))
     for batch, planes in zip(tiles, engine.map(iter(tiles)), strict=True):
         assert np.mean(planes[:, 0] != predict(serve, batch)[:, 0]) < 0.02
