@@ -6,11 +6,26 @@ With `--write` the tables of docs/performance.md and of the README are replaced 
 import re
 import sys
 
-from tests.bench import against, archive, cog, disk, encoders, engine, halo, memory, outside, training
+from tests.bench import (
+    against,
+    archive,
+    blending,
+    cog,
+    disk,
+    encoders,
+    engine,
+    halo,
+    memory,
+    openvino_app,
+    outside,
+    training,
+)
 from tests.bench.common import ROOT, recorded, table
 
 BENCHES = {
     **against.BENCHES,
+    **blending.BENCHES,
+    **openvino_app.BENCHES,
     "engine": engine.run,
     "encoders": encoders.run,
     "outside": outside.run,

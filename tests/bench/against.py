@@ -5,6 +5,7 @@ scene that takes a few minutes, `whole` all of it, `smoke` shows that everything
 the part is one that its lattice, and MONAI's, cover without much waste, so that the ratio is that of a large scene.
 """
 
+import math
 import tempfile
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,14 @@ WHOLE = (0, 0, 4096, 8192)
 LAYOUTS = {"MONAI, contiguous": False, "MONAI, channels last": True}
 
 
+OTHERS = {
+    "rasterio + torch, no overlap": {"job": "loops.plain", "halo": 0},
+    "rasterio + torch, 64 pixels cut off": {"job": "loops.plain", "halo": 64},
+    "geo-inference": {"job": "loops.geo_inference"},
+}
+"""Measured once, contiguous or channels last as they do it themselves."""
+
+
 @dataclass(frozen=True)
 class Case:
     """One tile of ours against the others on one part of the scene."""
@@ -30,33 +39,27 @@ class Case:
     window: tuple[int, int, int, int]
     wanted: dict[str, float]
     """Times ours that the others take, at least."""
-    others: bool = False
-    """Whether loops other than MONAI's are measured too."""
+    others: tuple[str, ...] = ()
+    """Loops other than MONAI's that are measured too: keys of `OTHERS`."""
 
 
 SMALL = {"MONAI, contiguous": 4.8, "MONAI, channels last": 3.5}
 LARGE = {"MONAI, contiguous": 5.5, "MONAI, channels last": 4.0}
-SMOKE = (Case(512, (0, 0, 512, 896), SMALL, others=True),)
+SMOKE = (Case(512, (0, 0, 512, 896), SMALL, tuple(OTHERS)),)
 CASES = {
     "buildings": {
         "window": (Case(1152, (0, 0, 4096, 4096), SMALL),),
         "whole": (Case(1152, WHOLE, SMALL),),
     },
     "inception_v1": {
-        "window": (Case(1152, (0, 0, 4096, 4096), SMALL, others=True), Case(2048, (0, 0, 3904, 3904), LARGE)),
-        "whole": (Case(1152, WHOLE, SMALL, others=True), Case(2048, (0, 0, 3904, 7744), LARGE)),
+        "window": (Case(1152, (0, 0, 4096, 4096), SMALL, tuple(OTHERS)), Case(2048, (0, 0, 3904, 3904), LARGE)),
+        "whole": (Case(1152, WHOLE, SMALL, tuple(OTHERS)), Case(2048, (0, 0, 3904, 7744), LARGE)),
     },
     "inception_resnet_v2": {
-        "window": (Case(1152, (0, 0, 2048, 4096), SMALL, others=True), Case(2048, (0, 0, 2048, 3904), LARGE)),
-        "whole": (Case(1152, WHOLE, SMALL, others=True), Case(2048, (0, 0, 3904, 7744), LARGE)),
+        "window": (Case(1152, (0, 0, 2048, 4096), SMALL, tuple(OTHERS)[:2]), Case(2048, (0, 0, 2048, 3904), LARGE)),
+        "whole": (Case(1152, WHOLE, SMALL, tuple(OTHERS)[:2]), Case(2048, (0, 0, 3904, 7744), LARGE)),
     },
 }
-OTHERS = {
-    "rasterio + torch, no overlap": {"job": "loops.plain", "halo": 0},
-    "rasterio + torch, 64 pixels cut off": {"job": "loops.plain", "halo": 64},
-    "geo-inference 3.2.4": {"job": "loops.geo_inference"},
-}
-"""Measured once, contiguous or channels last as they do it themselves."""
 
 
 def run(name, network, size="window", rounds=1):
@@ -88,7 +91,7 @@ def _case(case, bundle, scratch, rounds):
     for _ in range(rounds):
         facts["rounds"].append(_round(ours, scene, bundle, scratch))
     if case.others:
-        facts["others"] = _others(scene, bundle, scratch)
+        facts["others"] = _others(case.others, scene, bundle, scratch)
     return facts
 
 
@@ -105,11 +108,10 @@ def _round(ours, scene, bundle, scratch):
     return facts
 
 
-def _others(scene, bundle, scratch):
-    mask = str(scratch / "mask.tif")
-    known = {name: job for name, job in OTHERS.items() if "geo" not in job["job"] or find_spec("geo_inference")}
-    address = {"scene": str(scene), "bundle": str(bundle), "ours": mask}
-    return {name: measured(job | address, scratch, "wall", "cpu", "differ") for name, job in known.items()}
+def _others(names, scene, bundle, scratch):
+    address = {"scene": str(scene), "bundle": str(bundle), "ours": str(scratch / "mask.tif")}
+    known = [name for name in names if name != "geo-inference" or find_spec("geo_inference")]
+    return {name: measured(OTHERS[name] | address, scratch, "wall", "cpu", "differ") for name in known}
 
 
 def cut(scene, window, path):
@@ -121,6 +123,13 @@ def cut(scene, window, path):
         with rasterio.open(path, "w", **profile) as file:
             file.write(source.read(window=place))
     return path
+
+
+def work(shape, roi, overlap):
+    """Network pixels a pixel of MONAI's windows over an image of `shape`."""
+    step = max(int(roi * (1 - overlap)), 1)
+    counts = (max(-(-(length - roi) // step), 0) + 1 for length in shape)
+    return math.prod(count * roi / max(length, roi) for count, length in zip(counts, shape, strict=True))
 
 
 def _rows(case, fact):
@@ -142,7 +151,8 @@ def _rows(case, fact):
         reached = verdict(median(times), wanted, least=True) if wanted else ""
         seconds = [spread(theirs), "", spread(one["cpu"] for one in runs), f"{megapixels / median(theirs):.2f}"]
         differ = f"{100 * runs[0]['differ']:.2f} %"
-        yield [case.tile, other, "", *seconds, spread(times, 2), spread(bare, 2), wanted, reached, differ]
+        effort = f"{work(case.window[2:], 512, 0.25):.2f}" if other in LAYOUTS else ""
+        yield [case.tile, other, effort, *seconds, spread(times, 2), spread(bare, 2), wanted, reached, differ]
 
 
 BENCHES = {

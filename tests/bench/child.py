@@ -57,7 +57,8 @@ def segment(job):
     """Facts of `run.json`, and what the plan said."""
     request = _request(job)
     if job.get("only_plan"):
-        return {"planned": plan_request(request).costs.peak_bytes}
+        plan = plan_request(request)
+        return {"planned": plan.costs.peak_bytes, "engine": plan.engine.to_json()}
     executor = nullcontext(SerialExecutor()) if job["executor"] == "serial" else DaskExecutor(job["workers"])
     with executor as opened:
         counting = Counting(opened)

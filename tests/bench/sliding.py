@@ -112,9 +112,3 @@ def differing(ours, planes):
     """Share of pixels whose label differs from the first band of a file."""
     with rasterio.open(ours) as file:
         return float(np.mean(file.read(1) != planes[0]))
-
-
-def windows(length, roi, overlap):
-    """How many windows MONAI lays along `length` pixels."""
-    step = max(int(roi * (1 - overlap)), 1)
-    return 1 if length <= roi else -(-(length - roi) // step) + 1
