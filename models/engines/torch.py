@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,14 +34,14 @@ class Predictor(Protocol):
 
 
 class TorchEngine:
-    """A predictor on the processor, run by one thread for each stream, which share `threads` helpers."""
+    """An engine on the processor, run by one thread for each stream, which share `threads` helpers."""
 
-    def __init__(self, record: EngineRecord, load: Callable[[], Predictor]) -> None:
+    def __init__(self, record: EngineRecord, load: Callable[[], Callable[[Batch], Planes]]) -> None:
+        """`load`, called by such a thread, gives what predicts a batch."""
         self.record, self.meter = record, Meter()
-        self._pool = ThreadPoolExecutor(
-            record.streams, "engine", torch.set_num_threads, (max(1, record.threads // record.streams),)
-        )
-        self._predictor = self._pool.submit(load).result()
+        threads = max(1, record.threads // record.streams)
+        self._pool = ThreadPoolExecutor(record.streams, "engine", torch.set_num_threads, (threads,))
+        self._predict = self._pool.submit(load).result()
 
     def map(self, batches: Iterable[Batch]) -> Iterator[Planes]:
         """Planes (N, P, T, T) of each batch, in order; the next batch is pulled while one is computed."""
@@ -52,7 +53,7 @@ class TorchEngine:
 
     def _run(self, batch: Batch) -> Planes:
         with self.meter.running():
-            return predict(self._predictor, batch)
+            return self._predict(batch)
 
 
 class Unsigned(nn.Module):
@@ -75,19 +76,22 @@ def load(record: EngineRecord, bundle: Bundle, folder: Path | None) -> Engine:
         return laid_out(served(bundle, EAGER, planes=record.planes, tta=record.tta), record.precision)
 
     if record.target == "cpu":
-        return TorchEngine(record, eager)
+        return TorchEngine(record, lambda: partial(predict, eager()))
     repeat_exactly()
-    return on_device(record, eager().cuda(), Cuda())
+    return on_device(record, bundle, signed_graph(eager().cuda(), record.dtype), Cuda())
 
 
-def on_device(record: EngineRecord, serve: Serve, device: Device) -> RingEngine:
-    """An engine that runs `serve`, which lies on `device`, in a ring; the GPU replays what it has recorded."""
-    predictor = signed_graph(serve, record.dtype)
+def on_device(record: EngineRecord, bundle: Bundle, predictor: Predictor, device: Device) -> RingEngine:
+    """An engine that runs `predictor`, which lies on `device` and takes `signed` pixels, in a ring.
+
+    What a GPU computes for a slot is recorded once and replayed.
+    """
 
     def program(slot: Slot, stream: Stream) -> Work:
         return stream.graphed(computing(predictor, slot))
 
-    return RingEngine(record, len(serve.mean), len(serve.planes), device, program, signed)
+    planes = record.planes or bundle.spec.planes
+    return RingEngine(record, len(bundle.spec.bands), len(planes), device, program, signed)
 
 
 def computing(predictor: Predictor, slot: Slot) -> Work:
