@@ -236,6 +236,14 @@ def test_timings_are_kept_whole_or_not_believed(tmp_path):
     assert remembered(file) == b""
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # RTX takes timings, and does nothing with them
+def test_a_plan_is_the_same_with_timings_and_leaves_them_behind(tmp_path):
+    model, shapes, file = convolution(), {"x": (1, 1, 8, 8)}, tmp_path / "timings.bin"
+    plans = [Plans(TRT, timings=timings).plan(model, shapes, "fp16") for timings in (file, file, None)]
+    assert file.is_file()
+    assert plans[1:] == plans[:-1]
+
+
 def record(**changes):
     facts = {"digest": "", "version": "", "device": "", "bundle": "", "peak_bytes": 0, "seconds_per_tile": 0.0}
     wanted = request(**{key: value for key, value in changes.items() if key in {"precision", "dtype"}})
