@@ -1,6 +1,6 @@
 """Networks of other makers on their way into a bundle: the halo is measured on scenes, and crops of them are kept.
 
-network + spec.yaml ──► tried on noise ──► candidate ──► halo, or one far pixel ──► bundle with real crops
+network + spec.yaml ──► tried on noise ──► candidate ──► halo, or far pixels ──► bundle with real crops
 """
 
 import tempfile
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 LARGEST = 256
 """Edge of a crop that is kept, in pixels."""
 NOISE = 1024
-"""Edge of the image on which a network without scenes must be local, in pixels."""
+"""Least edge of the image on which a network of a stated halo must be local, in pixels."""
+CORNER = 16
+"""Parts of that edge, of which one, down and across, is changed."""
 HEAD = 1 << 14
 """Bytes left for the names of the crops."""
 
@@ -99,7 +101,7 @@ def _halo(
 
 
 def _check_local(candidate: Bundle, scenes: Sequence[SceneAddress], within: float, tell: Tell) -> None:
-    """One far pixel must not be felt.
+    """What lies far away must not be felt.
 
     Raises:
         ProbeError: it is.
@@ -110,15 +112,17 @@ def _check_local(candidate: Bundle, scenes: Sequence[SceneAddress], within: floa
     spec = candidate.spec
     edge = max(NOISE, 8 * spec.halo) // spec.stride * spec.stride
     crop = probe.crop_of(scenes[0], spec, edge) if scenes else _noise(spec, edge)
-    tell(f"{crop.name}: is one far pixel felt?")
-    far = probe.influence(predictor(candidate, cores()), crop, spec)
+    tell(f"{crop.name}: is anything felt that is far away?")
+    corner = spec.model_copy(update={"stride": edge // CORNER})  # a mean over the image would drown a smaller one
+    far = probe.influence(predictor(candidate, cores()), crop, corner)
     problem = probe.Halos((), within, far).problem if far > probe.HUSH else None
     if problem is not None:
         raise ProbeError(problem)
 
 
 def _noise(spec: ModelSpec, edge: int) -> probe.Crop:
-    values = np.random.default_rng(0).random((len(spec.bands), edge, edge), np.float32)
+    """Mostly dark, so that turning a part about changes its mean."""
+    values = np.random.default_rng(0).random((len(spec.bands), edge, edge), np.float32) ** 2
     low, high = (np.array([getattr(band, end) for band in spec.bands], np.float32) for end in ("low", "high"))
     return probe.Crop("noise", values, np.ones((edge, edge), np.bool_), high - low, low)
 
