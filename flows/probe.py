@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,13 +52,11 @@ def probe(
     opened = open_bundle(bundle)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder} exists already, and bundles never change: give a new folder")
-    asked = {"threads": threads} if threads else {}
+    asked = EngineRequest(engine, precision, opened.spec.tiles[0], opened.spec.dtypes[0], target=device, streams=0)
     probed = measure(
         opened,
         [SceneAddress(named(scene)) for scene in scenes],
-        request=EngineRequest(
-            engine, precision, opened.spec.tiles[0], opened.spec.dtypes[0], target=device, streams=0, **asked
-        ),
+        request=asked if threads is None else replace(asked, threads=threads),
         within=within,
         memory=None if memory is None else int(memory * 1e9),
         batches=numbers(batch, "--batch", least=1) or (1,),

@@ -395,12 +395,19 @@ def influence(whole: Whole, crop: Crop, spec: ModelSpec) -> float:
     before = crop.batch(window)
     after = replace(before, pixels=before.pixels.copy(), valid=before.valid.copy())
     after.valid[:, : spec.stride, : spec.stride] = True
-    corner = after.pixels[:, :, : spec.stride, : spec.stride]
-    low, high = (reduce(before.pixels[:, :, before.valid[0]], initial=corner.flat[0]) for reduce in (np.min, np.max))
+    corner, seen = after.pixels[:, :, : spec.stride, : spec.stride], _seen(crop, window)
+    low, high = seen.min(), seen.max()
     corner[...] = np.where(corner < low / 2 + high / 2, high, low)
     first, second = whole.logits(before), whole.logits(after)
     far = np.abs(first - second)[..., window.height // 2 :, window.width // 2 :]
     return float(far.max()) / max(float(first.std()), 1e-12)
+
+
+def _seen(crop: Crop, window: Window) -> NDArray[Any]:
+    """Values of the valid pixels; of all where none is."""
+    valid = crop.valid[window.slices]
+    values: NDArray[Any] = crop.pixels[:, *window.slices][:, valid if valid.any() else ~valid]
+    return values
 
 
 def largest_crop(whole: Whole, spec: ModelSpec, memory: int) -> int:
@@ -417,12 +424,12 @@ def growth(work: Callable[[], object]) -> int:
     """Bytes that this process's resident set grows by at most, while `work` runs."""
     resources.release_memory()
     this, done = psutil.Process(), threading.Event()
-    start = peak = this.memory_info().rss
+    start = peak = int(this.memory_info().rss)
 
     def watch() -> None:
         nonlocal peak
         while not done.wait(0.002):
-            peak = max(peak, this.memory_info().rss)
+            peak = max(peak, int(this.memory_info().rss))
 
     watcher = threading.Thread(target=watch)
     watcher.start()

@@ -146,8 +146,8 @@ def _cut(grid: TileGrid, start: int, stop: int, length: int) -> tuple[int, int]:
 
 
 def _margin(grid: TileGrid) -> int:
-    """Pixels beyond a new edge that it reaches: those of the halo; where a halo promises less, two strides."""
-    return max(grid.halo, 2 * grid.stride)
+    """Pixels beyond a new edge that it reaches: those of the halo, and some where there is hardly any."""
+    return max(grid.halo, 2 * grid.stride, REACH)
 
 
 def _other_plan(plan: Plan, again: Window, place: Path, executor: Executor) -> Plan:
