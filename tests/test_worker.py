@@ -190,7 +190,7 @@ def counted(monkeypatch, pause=0.0):
     return opened
 
 
-def test_a_block_decodes_each_chunk_of_its_source_once_for_all_its_tiles(tmp_path, monkeypatch):
+def test_a_block_is_read_once_for_all_its_tiles(tmp_path, monkeypatch):
     opened = counted(monkeypatch)
     run(write_tiff(tmp_path / "s.tif", noise(3, 130, 170)), tmp_path, monkeypatch, block=64)
     grid = TileGrid(130, 170, TILE, HALO, STRIDE)
@@ -231,6 +231,8 @@ def test_readers_join_where_the_engine_waits_and_change_no_byte(tmp_path, monkey
     path = write_tiff(tmp_path / "s.tif", pixels)
     labels, report = run_in_one_task(path, tmp_path, monkeypatch, readers=4)
     np.testing.assert_array_equal(labels, whole(pixels))
+    columns = [column for window in opened[-1].windows for column in range(window.col, window.stop_col)]
+    assert len(columns) == 4 * 130  # four rows of blocks: each reads each column once
     assert opened[-1].most == report.readers == 4
     assert report.engine.input > 0
 
