@@ -334,6 +334,7 @@ def test_a_plan_for_another_batch_is_refused():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("encoder", sorted(ENCODERS))
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_every_encoder_becomes_a_plan(tmp_path, encoder, precision):
