@@ -27,7 +27,7 @@ from models.spec import ModelSpec
 from pipeline import resources
 from pipeline.errors import PlanError, ProbeError
 from pipeline.fit import check_fit, choose_bands, radiometry_for
-from pipeline.grid import TileGrid, Window, spread
+from pipeline.grid import TileGrid, Window
 from pipeline.scene import Scene, SceneAddress, open_scene
 
 WITHIN = 1e-4
@@ -468,8 +468,7 @@ def _places(scene: Scene, rows: int, cols: int) -> Iterator[Window]:
 
 
 def _starts(room: int) -> list[int]:
-    places = {int(at) for at in spread(room + 1, 3)}
-    return sorted(places, key=lambda at: abs(at - room // 2))
+    return sorted({0, room // 2, room}, key=lambda at: abs(at - room // 2))
 
 
 def _valid_share(scene: Scene, window: Window) -> float:

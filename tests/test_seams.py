@@ -1,4 +1,4 @@
-"""Two lattices over one scene: they agree everywhere where the halo suffices, and not near borders where it does not."""
+"""Two lattices over one scene agree everywhere if the halo suffices, and near borders not at all if it does not."""
 
 import json
 
