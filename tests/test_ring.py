@@ -149,11 +149,12 @@ class Refusing(Threads):
 
 
 def test_a_batch_that_cannot_be_launched_leaves_its_slot_to_the_next():
-    ring = Ring(Refusing(), INPUTS, OUTPUT, doubled)
+    ring, told = Ring(Refusing(), INPUTS, OUTPUT, doubled), []
     ring.start(batch(0))
     ring.start(batch(1))
     with pytest.raises(EngineError, match="refused a batch: out of memory"):
-        ring.start(batch(2))
+        ring.start(batch(2), lambda: told.append("end"))
+    assert told == ["end"]
     assert float(ring.start(batch(3))()[0, 0]) == 7
 
 

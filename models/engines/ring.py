@@ -149,18 +149,22 @@ class Ring:
     def start(self, arrays: Mapping[str, NDArray[Any]], finished: Work = lambda: None) -> "Callable[[], NDArray[Any]]":
         """Begin one batch, as soon as the next slot is free; the function that waits for its answer.
 
-        The arrays are copied: they are the caller's again. `finished` is called as soon as the answer is there, by
-        another thread.
+        The arrays are copied: they are the caller's again. `finished` is called once, as soon as the answer is there
+        or the batch has failed; mostly by another thread.
 
         Raises:
-            EngineError: an array is not of its input's shape and type, or, when the answer is waited for, the device
-                failed on the batch.
+            EngineError: an array is not of its input's shape and type, or the device cannot take the batch; when the
+                answer is waited for: it failed on the batch.
         """
         slot = self._slots[self._turn]
         wait([slot.pending])
-        for name, buffer in slot.arrays.items():
-            _fill(name, buffer, arrays[name])
-        done = self._enqueue(slot)
+        try:
+            for name, buffer in slot.arrays.items():
+                _fill(name, buffer, arrays[name])
+            done = self._enqueue(slot)
+        except EngineError:
+            finished()
+            raise
         self._turn = (self._turn + 1) % len(self._slots)
         slot.pending = self._watcher.submit(_collect, slot, done, finished)
         return slot.pending.result

@@ -11,7 +11,6 @@ from models.engines.base import Batch, EngineRecord, Planes
 from models.engines.meter import Meter
 from models.engines.ring import SLOTS, Buffer, Device, Program, Ring
 from models.engines.slots import overlapped, padded
-from models.errors import EngineError
 
 Wire = Callable[[NDArray[Any]], NDArray[Any]]
 """Pixels (N, C, T, T) as they enter the device."""
@@ -48,12 +47,7 @@ class RingEngine:
             "scale": full.scale,
             "offset": full.offset,
         }
-        ended = self.meter.begin()
-        try:
-            answer = self._ring.start(arrays, ended)
-        except EngineError:
-            ended()
-            raise
+        answer = self._ring.start(arrays, self.meter.begin())
         return lambda: answer()[: len(batch.pixels)]
 
 
