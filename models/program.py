@@ -29,7 +29,10 @@ KEPT: Final = re.compile(
     r"data/weights/(weight_\d+|\w+_weights_config\.json)|data/constants/(tensor_\d+|\w+_constants_config\.json)"
     r"|models/\w+\.json|data/sample_inputs/\w+\.pt|archive_format|archive_version|byteorder|version|\.data/\w+"
 )
-OPERATOR: Final = re.compile(r"torch\.ops\.aten\.[a-z0-9_]+\.[A-Za-z0-9_]+|_operator\.[a-z]+|torch\.sym_(max|min|int)")
+OPERATOR: Final = re.compile(
+    r"torch\.ops\.aten\.[a-z0-9_]+\.[A-Za-z0-9_]+|torch\.sym_(max|min|int)"
+    r"|_operator\.(add|sub|mul|floordiv|truediv|mod|pow|neg|pos|eq|ne|lt|le|gt|ge|getitem)"
+)
 """What a graph may call."""
 ARITHMETIC: Final = re.compile(r"[\w ,()'=*+/<>-]*")
 WORDS: Final = re.compile(
@@ -82,7 +85,7 @@ def cleaned(file: Path) -> io.BytesIO:
                 if not KEPT.fullmatch(place):
                     raise BundleError(f"{file} holds {entry.filename}, which an exported network does not need")
                 kept.writestr(f"program/{place}", _looked_through(place, archive.read(entry)))
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, zipfile.BadZipFile) as error:
         raise BundleError(f"{file} is no file of torch.export.save: {error}") from error
     copy.seek(0)
     return copy

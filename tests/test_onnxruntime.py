@@ -4,15 +4,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from drawn_bundle import draw_bundle
+import torch
+from drawn_bundle import draw_bundle, drawn_spec
+from torch import nn
 
+from models.bundle import Bundle
 from models.engines.base import Batch, EngineRecord, EngineRequest
-from models.engines.onnxruntime import compile_graph, load, session, unavailable
+from models.engines.onnxruntime import GRAPH, OnnxRuntimeEngine, load, session, unavailable
 from models.engines.prepare import prepare
-from models.engines.torch import laid_out, predict
+from models.engines.torch import predict
 from models.errors import EngineError
+from models.export import export_onnx
 from models.inception import ENCODERS
-from models.serve import EAGER, served
+from models.serve import serve_network
 from models.spec import Architecture
 
 REQUEST = EngineRequest("onnxruntime", "fp32", tile=64, dtype="uint8", batch=2, threads=2, streams=2, target="cpu")
@@ -20,14 +24,17 @@ REQUEST = EngineRequest("onnxruntime", "fp32", tile=64, dtype="uint8", batch=2, 
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
+    """A served network of two convolutions, and the folder of its graph."""
     folder = tmp_path_factory.mktemp("graph")
-    bundle = draw_bundle(folder / "b")
-    compile_graph(bundle, REQUEST, folder)
-    return bundle, folder
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 3, padding=1))
+    serve = serve_network(network, drawn_spec())
+    export_onnx(serve, folder / GRAPH, tile=64, dtype="uint8", batch=2)
+    return serve, folder
 
 
-def record(bundle, **changes):
-    facts = {"digest": "d", "version": "v", "device": "cpu", "bundle": bundle.digest, "peak_bytes": 0}
+def record(**changes):
+    facts = {"digest": "d", "version": "v", "device": "cpu", "bundle": "b", "peak_bytes": 0}
     settled = {**REQUEST.__dict__, **facts, "seconds_per_tile": 0.0, "parity": None}
     return replace(EngineRecord(**settled), **changes)
 
@@ -41,9 +48,8 @@ def batches(count, size):
 
 @pytest.mark.parametrize("streams", [1, 2])
 def test_planes_are_those_of_eager_pytorch_in_the_order_of_the_batches(compiled, streams):
-    bundle, folder = compiled
-    engine = load(record(bundle, streams=streams), bundle, folder)
-    serve = laid_out(served(bundle, EAGER), "fp32")
+    serve, folder = compiled
+    engine = OnnxRuntimeEngine(record(streams=streams), folder / GRAPH)
     given = [*batches(4, 2), *batches(1, 1)]  # the last one is padded
     for batch, found in zip(given, engine.map(iter(given)), strict=True):
         expected = predict(serve, batch)
@@ -59,18 +65,16 @@ def test_it_says_what_it_cannot_do():
     assert "compute in fp32, not in bf16" in unavailable("cpu", "bf16")
 
 
-def test_a_graph_that_is_gone_or_damaged_is_refused_in_one_line(compiled, tmp_path):
-    bundle, _ = compiled
+def test_a_graph_that_is_gone_or_damaged_is_refused_in_one_line(tmp_path):
     with pytest.raises(EngineError, match="has no exported graph here: prepare its engine again"):
-        load(record(bundle), bundle, None)
+        load(record(), Bundle(tmp_path, "d", drawn_spec()), None)
     with pytest.raises(EngineError, match="ONNX Runtime does not take the graph") as refused:
         session(b"nonsense", 1)
     assert "\n" not in str(refused.value)
 
 
 def test_what_fails_on_a_batch_fails_the_map(compiled):
-    bundle, folder = compiled
-    engine = load(record(bundle, dtype="int16"), bundle, folder)
+    engine = OnnxRuntimeEngine(record(dtype="int16"), compiled[1] / GRAPH)
     wrong = next(batches(1, 2))
     with pytest.raises(EngineError, match="ONNX Runtime failed on a batch"):
         list(engine.map([replace(wrong, pixels=wrong.pixels.astype(np.int16))]))
