@@ -83,12 +83,18 @@ def build(
     as_json: AsJson = False,
     options: EngineOptions,
 ) -> None:
-    """Compile, gate and measure the engine that a run with these options would take; it stays in the cache."""
-    from models.engines.prepare import prepare
+    """Compile, gate and measure the engine that a run with these options would take; it stays in the cache.
+
+    TensorRT makes its plans without a GPU too, where the flavour that is installed can.
+    """
+    from models.engines.prepare import candidates, prepare
 
     opened = _open(bundle)
-    record = prepare(opened.path, options.request(opened, tile, batch))
-    _show([{**asdict(record), "reason": None}], as_json=as_json)
+    request = options.request(opened, tile, batch)
+    if request.backend == "tensorrt" and request.target_here == "cpu":  # a plan at least, for another machine
+        _show([_checked(opened, each) for each in candidates(request, opened)], as_json=as_json)
+        return
+    _show([{**asdict(prepare(opened.path, request)), "reason": None}], as_json=as_json)
 
 
 @engines.command(
@@ -160,9 +166,22 @@ def _checked(bundle: "Bundle", request: "EngineRequest") -> dict[str, Any]:
     try:
         return facts | asdict(prepare(bundle.path, request))
     except UnavailableError as error:
-        return facts | {"reason": f"not here: {error}", "absent": True}
+        made = f"; {_plan(bundle, request)}" if request.backend == "tensorrt" else ""
+        return facts | {"reason": f"not here: {error}{made}", "absent": True}
     except EngineError as error:
         return facts | {"reason": str(error)}
+
+
+def _plan(bundle: "Bundle", request: "EngineRequest") -> str:
+    """What is said of the plan that TensorRT makes, though it cannot run here."""
+    from models.engines.cache import Cache
+    from models.engines.prepare import planned
+    from models.errors import EngineError
+
+    try:
+        return planned(bundle, request, Cache())
+    except EngineError as error:
+        return str(error)
 
 
 def _measured(bundle: "Bundle", request: "EngineRequest") -> dict[str, Any]:

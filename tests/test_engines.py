@@ -1,7 +1,7 @@
 import logging
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,14 +9,15 @@ import pytest
 import torch
 from drawn_bundle import draw_bundle
 
+from models.engines import backends, speed
 from models.engines import prepare as preparing
-from models.engines import speed
+from models.engines.backends import BACKENDS
 from models.engines.base import Batch, EngineRecord, EngineRequest
-from models.engines.cache import Cache
+from models.engines.cache import Cache, digest_of
 from models.engines.load import load_engine
-from models.engines.prepare import engine_fields, prepare, ranked
+from models.engines.prepare import engine_fields, graph_fields, prepare, ranked
 from models.engines.torch import predict
-from models.errors import EngineError
+from models.errors import EngineError, UnavailableError
 from models.serve import Serve, served
 
 REQUEST = EngineRequest("openvino", "fp32", tile=64, dtype="uint8", batch=2, threads=1, target="cpu")
@@ -55,7 +56,7 @@ def prepared(bundle, cache):
     return in_fresh_process(f"""
 import sys
 from models.engines.base import EngineRequest
-from models.engines.prepare import prepare
+from models.engines.prepare import engine_fields, graph_fields, prepare, ranked
 print(prepare({str(bundle.path)!r}, {REQUEST!r}, {str(cache)!r}).to_json())
 print({{"torch", "onnx", "openvino"}} & set(sys.modules))
 """)
@@ -165,14 +166,14 @@ def test_a_worker_refuses_an_engine_that_it_would_make_differently(record, bundl
 
 def test_auto_falls_back_loudly_when_the_fastest_is_refused(bundle, cache, caplog):
     wanted = EngineRequest("auto", "auto", tile=64, dtype="uint8", batch=2, threads=1)
-    best, second = ranked(bundle, wanted, Cache(cache))[:2]
+    best, *others = ranked(bundle, wanted, Cache(cache))
 
     def refuse(folder):
         (folder / "refused.json").write_text('{"reason": "labels 0.02 above 0.001"}')
 
     Cache(cache).make("engine", engine_fields(bundle, best), refuse)
     with caplog.at_level(logging.WARNING):
-        assert prepare(bundle.path, wanted, cache).request == second
+        assert prepare(bundle.path, wanted, cache).request in others
     assert f"{best.backend} {best.precision}: labels 0.02 above 0.001" in caplog.text
     with pytest.raises(EngineError, match=r"labels 0\.02"):
         prepare(bundle.path, best, cache)
@@ -292,3 +293,70 @@ def test_speed_is_of_all_streams_together(monkeypatch):
     monkeypatch.setattr(speed.time, "perf_counter", lambda: clock[0])
     engine = Clocked(replace(REQUEST, streams=2, batch=4), clock, 0.08)
     assert list(speed._rounds(engine, "batch"))[1:] == pytest.approx([0.02] * speed.RUNS)
+
+
+CHANGES = {
+    "backend": "onnxruntime",
+    "precision": "bf16",
+    "tile": 96,
+    "dtype": "uint16",
+    "batch": 3,
+    "threads": 2,
+    "streams": 2,
+    "target": "cuda",
+    "tta": True,
+    "planes": ("labels",),
+}
+
+
+def test_every_field_of_a_request_makes_another_engine(bundle):
+    assert set(CHANGES) == {field.name for field in fields(EngineRequest)}
+    known = {digest_of(engine_fields(bundle, REQUEST))}
+    for name, value in CHANGES.items():
+        known.add(digest_of(engine_fields(bundle, replace(REQUEST, **{name: value}))))
+    assert len(known) == 1 + len(CHANGES)
+
+
+@pytest.mark.parametrize("backend", [name for name, backend in BACKENDS.items() if backend.artefact])
+def test_a_compiled_graph_is_found_again_only_for_what_it_was_compiled_for(bundle, backend):
+    asked = replace(REQUEST, backend=backend, target=BACKENDS[backend].targets[0])
+    changed = {"tile", "dtype", "batch", "tta", "planes"}
+    changed |= {"precision", "threads"} if BACKENDS[backend].artefact == "compiled" else set()
+    first = digest_of(graph_fields(bundle, asked))
+    other = {name: digest_of(graph_fields(bundle, replace(asked, **{name: CHANGES[name]}))) for name in CHANGES}
+    assert {name for name in changed if other[name] == first} == set()
+    assert other["streams"] == first
+
+
+def test_another_bundle_library_or_device_makes_another_engine(bundle, tmp_path, monkeypatch):
+    known = [digest_of(engine_fields(draw_bundle(tmp_path / "other", seed=1), REQUEST))]
+    for name, value in (("device", lambda _: "another processor"), ("ENGINE_FORMAT", 99)):
+        with monkeypatch.context() as patch:
+            patch.setattr(preparing, name, value)
+            known.append(digest_of(engine_fields(bundle, REQUEST)))
+    with monkeypatch.context() as patch:
+        patch.setattr(backends, "version", lambda name: f"0 of {name}")
+        known.append(digest_of(engine_fields(bundle, REQUEST)))
+    assert len({*known, digest_of(engine_fields(bundle, REQUEST))}) == 5
+
+
+def test_what_is_missing_today_is_not_remembered(bundle, cache, monkeypatch):
+    wanted = replace(REQUEST, backend="torch", batch=1, streams=1, dtype="uint8", planes=("confidence", "labels"))
+    with monkeypatch.context() as patch:
+        patch.setattr(preparing, "run_child", lambda _: {"unavailable": "there is no compiler"})
+        with pytest.raises(UnavailableError, match="no compiler"):
+            prepare(bundle.path, wanted, cache)
+    assert prepare(bundle.path, wanted, cache).planes == ("confidence", "labels")
+
+
+@pytest.mark.parametrize(
+    "backend", ["openvino", *(pytest.param(b, marks=pytest.mark.slow) for b in ("torch", "onnxruntime"))]
+)
+def test_augmentation_and_probabilities_pass_the_gate(bundle, cache, backend):
+    planes = ("labels", "probability-c2", "confidence")
+    record = prepare(bundle.path, replace(REQUEST, backend=backend, batch=1, tta=True, planes=planes), cache)
+    batch = tiles(1)
+    (found,) = load_engine(bundle.path, record, cache).map([batch])
+    expected = predict(served(bundle, planes=planes, tta=True), batch)
+    assert np.abs(found.astype(int) - expected).max() <= 1
+    np.testing.assert_array_equal(found[:, 0], expected[:, 0])

@@ -97,6 +97,37 @@ def test_the_gate_refuses_a_network_that_is_not_the_bundles(bundle, change, prec
     assert report(bundle, altered(change), precision)["reasons"]
 
 
+class Slotted(Eager):
+    """In every slot but the first, an answer of the tile one slot before leaks in."""
+
+    def map(self, batches):
+        for planes in super().map(batches):
+            leaky = planes.copy()
+            leaky[1:, :, :2] = planes[:-1, :, :2]
+            yield leaky
+
+
+def test_the_gate_refuses_planes_that_depend_on_the_place_in_the_batch(bundle):
+    serve = serve_network(network(), drawn_spec())
+    chosen = list(probes(bundle, 64, "uint8"))
+    assert parity.moved(Eager(serve, batch=3), chosen) == 0
+    assert parity.moved(Slotted(serve, batch=1), chosen) == 0
+    moved = parity.moved(Slotted(serve, batch=3), chosen)
+    assert moved > 10
+    assert "place in the batch" in judge({}, {}, "fp32", moved=moved)["reasons"][0]
+
+
+def test_the_gate_refuses_probabilities_of_other_classes(bundle):
+    planes = ("labels", "probability-c0", "probability-c1")
+    right, wrong = (
+        serve_network(network(), drawn_spec(), planes=order) for order in (planes, planes[:1] + planes[:0:-1])
+    )
+    known = dict(references(right, probes(bundle, 64, "uint8")))
+    for serve, passes in ((right, True), (wrong, False)):
+        found = parity.differences(Eager(serve), probes(bundle, 64, "uint8"), known.__getitem__, planes)
+        assert (not judge(found, {}, "fp32")["reasons"]) == passes
+
+
 def test_bf16_passes_only_as_far_as_eager_bf16_strays(bundle):
     eager = compare(bundle, Eager(laid_out(serve_network(network(), drawn_spec()), "bf16"), "bf16"))
     assert sum(value.labels for value in eager.values()) > 0

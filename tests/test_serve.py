@@ -93,3 +93,61 @@ def test_the_served_graph_decides_as_the_bundles_network_does(tmp_path):
     found = run(served(bundle), pixels, valid)[:, 0]
     assert len(np.unique(labels)) > 1
     assert np.mean(found != labels) < 1e-3
+
+
+def two_classes(**changes):
+    return drawn_spec(classes=drawn_spec().classes[:2], **changes)
+
+
+def test_a_threshold_parts_two_classes_and_the_confidence_is_that_of_the_label():
+    pixels = np.random.default_rng(0).integers(60, 140, (1, 3, 16, 16), np.uint8)
+    x = (pixels[:, 0].astype(np.float64) - 100) / 50
+    second = 1 / (1 + np.exp(4 * x))
+    serve = serve_network(Pointwise(), two_classes(threshold=0.2), planes=("labels", "confidence", "probability-c1"))
+    planes = run(serve, pixels, np.ones((1, 16, 16)))
+    np.testing.assert_array_equal(planes[:, 0], second >= 0.2)
+    assert (planes[:, 0] != (second > 0.5)).any()
+    np.testing.assert_allclose(planes[:, 1], 254 * np.where(planes[:, 0] == 1, second, 1 - second), atol=0.501)
+    np.testing.assert_allclose(planes[:, 2], 254 * second, atol=0.501)
+
+
+def test_probabilities_of_classes_come_in_the_order_that_was_asked_for():
+    network = nn.Conv2d(3, 3, 3, padding=1)
+    serve = serve_network(network, drawn_spec(), planes=("probability-c2", "labels", "probability-c0"))
+    pixels, valid = np.random.default_rng(0).integers(0, 256, (1, 3, 8, 8), np.uint8), np.ones((1, 8, 8), np.uint8)
+    one, zero = torch.ones(3), torch.zeros(3)
+    with torch.inference_mode():
+        p = torch.softmax(serve.logits(torch.from_numpy(pixels), torch.from_numpy(valid), one, zero), 1).numpy()
+        planes = run(serve, pixels, valid)
+    np.testing.assert_allclose(planes[:, [0, 2]], 254 * p[:, [2, 0]], atol=0.501)
+    np.testing.assert_array_equal(planes[:, 1], p.argmax(1))
+
+
+def test_augmentation_averages_the_probabilities_of_eight_orientations():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 5, padding=2), nn.ReLU(), nn.Conv2d(8, 3, 3, padding=1))
+    plain, average = (serve_network(network, drawn_spec(), tta=tta) for tta in (False, True))
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, 16, 16), np.uint8))
+    valid, one, zero = torch.ones((2, 16, 16), dtype=torch.uint8), torch.ones(3), torch.zeros(3)
+    valid[:, 3:5, 7] = 0
+    total = np.zeros((2, 3, 16, 16))
+    with torch.inference_mode():
+        for turns in range(4):
+            for mirror in (False, True):
+                seen = [np.rot90(part.numpy(), turns, (-2, -1)) for part in (pixels, valid)]
+                seen = [torch.from_numpy((part[..., ::-1] if mirror else part).copy()) for part in seen]
+                p = torch.softmax(plain.logits(*seen, one, zero), 1).numpy()
+                total += np.rot90(p[..., ::-1] if mirror else p, -turns, (-2, -1))
+        planes = average(pixels, valid, one, zero).numpy()
+    np.testing.assert_array_equal(planes[:, 0], total.argmax(1))
+    np.testing.assert_allclose(planes[:, 1], 254 * total.max(1) / 8, atol=0.501)
+
+
+def test_with_augmentation_a_turned_tile_gives_the_turned_planes():
+    torch.manual_seed(0)
+    serve = serve_network(nn.Conv2d(3, 3, 3, padding=1), drawn_spec(), tta=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 3, 16, 16), np.uint8)
+    with torch.inference_mode():
+        upright = run(serve, pixels, np.ones((1, 16, 16)))
+        turned = run(serve, np.rot90(pixels, 1, (2, 3)).copy(), np.ones((1, 16, 16)))
+    np.testing.assert_array_equal(np.rot90(upright, 1, (2, 3)), turned)

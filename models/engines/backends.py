@@ -12,8 +12,8 @@ from models.bundle import Bundle
 from models.engines.base import BackendName, Engine, EngineRecord, EngineRequest, Precision, Target
 from models.errors import EngineError
 
-TENSORRT = ("tensorrt", "tensorrt-rtx")
-"""Distributions that bring TensorRT, the one that is preferred first."""
+TENSORRT = ("tensorrt", "tensorrt-cu13-bindings", "tensorrt-rtx", "tensorrt-rtx-cu13-bindings")
+"""Distributions that bring TensorRT, those that are preferred first."""
 
 
 class BackendModule(Protocol):

@@ -66,6 +66,19 @@ def _compile(job: Job) -> Answer:
     return {}
 
 
+def _plan(job: Job) -> Answer:
+    """A TensorRT plan, also for another machine: {"files": {name: sha256}, "bytes": n}, or {"unavailable": reason}."""
+    from models.engines.tensorrt import unbuildable
+
+    bundle, cache, request = _bundle(job), Cache(job["cache"]), EngineRequest(**job["request"])
+    if reason := unbuildable():
+        return {"unavailable": reason}
+    compile_graph(bundle, request, cache)
+    entry = cache.get("graph", graph_fields(bundle, request))
+    assert entry is not None  # noqa: S101 - made by the line above
+    return {"files": entry.files, "bytes": sum((entry.path / name).stat().st_size for name in entry.files)}
+
+
 def _measure(job: Job) -> Answer:
     """What a worker will pay: this process has loaded the engine as workers do, and nothing else."""
     bundle, record, cache = _bundle(job), EngineRecord.from_json(job["record"]), Cache(job["cache"])
@@ -91,6 +104,7 @@ JOBS: Mapping[str, Callable[[Job], Answer]] = {
     "list": _list,
     "build": _build,
     "compile": _compile,
+    "plan": _plan,
     "measure": _measure,
     "race": _race,
 }
@@ -112,8 +126,6 @@ def _unavailable(name: str, target: Any, precision: Any) -> str | None:
     backend = backend_of(name)
     if name == "null":
         return None
-    if target not in backend.targets:
-        return f"it runs on {' and '.join(backend.targets)} alone"
     try:
         return backend.missing() or backend.module.unavailable(target, precision)
     except (ImportError, OSError) as error:  # installed, and not whole

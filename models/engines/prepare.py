@@ -271,9 +271,6 @@ def _check_backend(backend: Backend, request: EngineRequest, bundle: Bundle) -> 
             f"engine {backend.name}: bundle {bundle.spec.name} holds an ONNX graph, which PyTorch does not run: choose "
             "openvino, onnxruntime or tensorrt"
         )
-    target = request.target_here
-    if target not in backend.targets:
-        raise UnavailableError(f"engine {backend.name} runs on {' and '.join(backend.targets)}, not on {target}")
     if request.precision not in {"auto", *backend.precisions}:
         raise EngineError(
             f"engine {backend.name} has no {request.precision}: it computes in {', '.join(backend.precisions)}"
@@ -305,6 +302,19 @@ def _raise_refusal(built: dict[str, Any]) -> None:
 
 def _addresses(bundle: Bundle, cache: Cache) -> dict[str, str]:
     return {"bundle": str(bundle.path), "cache": str(cache.root)}
+
+
+def planned(bundle: Bundle, request: EngineRequest, cache: Cache) -> str:
+    """A TensorRT plan for a machine that may not be able to run it; says what was made.
+
+    Raises:
+        UnavailableError: not even a plan can be made here.
+    """
+    asked = replace(request, backend="tensorrt", target="cuda")
+    made = run_child({"job": "plan", "request": asdict(asked), **_addresses(bundle, cache)})
+    _raise_refusal(made)
+    digests = ", ".join(f"{name} {digest[:12]}" for name, digest in made["files"].items())
+    return f"a plan of {made['bytes'] / 1e6:.1f} MB was made ({digests})"
 
 
 def run_child(job: dict[str, Any]) -> dict[str, Any]:
