@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -118,7 +119,8 @@ class NativePredictor:
         """(N, P, T, T)."""
         if batch.pixels.shape != self._shape or batch.scale.shape != self._shape[1:2]:
             raise EngineError(f"got pixels {batch.pixels.shape}: this engine takes {self._shape}")
-        return self._graph(batch.pixels, batch.valid.view("uint8"), batch.scale, batch.offset)
+        scale, offset = (np.asarray(values, np.float32) for values in (batch.scale, batch.offset))
+        return self._graph(batch.pixels, batch.valid.view(np.uint8), scale, offset)
 
 
 def example(bundle: Bundle, request: EngineRequest) -> Inputs:

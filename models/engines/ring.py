@@ -257,6 +257,7 @@ class CudaStream:
     def __init__(self, stream: torch.cuda.Stream) -> None:
         self.handle: int = stream.cuda_stream
         self._stream = stream
+        self._graphs: list[torch.cuda.CUDAGraph] = []
 
     def enqueue(self, work: Work) -> None:
         """Launch the kernels of `work`."""
@@ -274,13 +275,18 @@ class CudaStream:
         self._stream.wait_event(event)
 
     def graphed(self, work: Work) -> Work:
-        """A CUDA graph of `work`, replayed by one call: hundreds of launches take the host milliseconds otherwise."""
+        """A CUDA graph of `work`, replayed by one call: hundreds of launches take the host milliseconds otherwise.
+
+        The graphs of a stream run one after the other and keep nothing between two runs: they share their memory.
+        """
         for _ in range(WARM_UP):
             self.enqueue(work)
         self._stream.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream):
+        pool = self._graphs[0].pool() if self._graphs else None
+        with torch.cuda.graph(graph, pool, self._stream):
             work()
+        self._graphs.append(graph)
         return graph.replay
 
 

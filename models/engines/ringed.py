@@ -44,8 +44,8 @@ class RingEngine:
         arrays = {
             "pixels": self._wire(full.pixels),
             "valid": np.ascontiguousarray(full.valid).view(np.uint8),
-            "scale": full.scale,
-            "offset": full.offset,
+            "scale": np.asarray(full.scale, np.float32),
+            "offset": np.asarray(full.offset, np.float32),
         }
         answer = self._ring.start(arrays, self.meter.begin())
         return lambda: answer()[: len(batch.pixels)]

@@ -147,10 +147,18 @@ def tensors(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def unavailable(target: Target, precision: Precision) -> str | None:
     """Why it cannot serve here; None if it can."""
     if target == "cuda":
-        return None if torch.cuda.is_available() else "PyTorch sees no GPU: choose --device cpu"
+        return _unavailable_on_gpu(precision)
     # There are no public names for what oneDNN convolves in.
     if precision == "bf16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # noqa: SLF001
         return "this processor does not compute in bf16: choose --precision fp32"
     if precision == "fp16" and not torch.ops.mkldnn._is_mkldnn_fp16_supported():  # noqa: SLF001
         return "this processor does not compute in fp16: choose --precision bf16 or fp32"
+    return None
+
+
+def _unavailable_on_gpu(precision: Precision) -> str | None:
+    if not torch.cuda.is_available():
+        return "PyTorch sees no GPU: choose --device cpu"
+    if precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return "this GPU does not compute in bf16: choose --precision fp16"
     return None
