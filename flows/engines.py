@@ -152,9 +152,9 @@ def _every(request: "EngineRequest", bundle: "Bundle") -> "Iterator[EngineReques
     from models.engines.backends import BACKENDS
     from models.engines.prepare import candidates
 
-    names = [request.backend] if request.backend != "auto" else [name for name in BACKENDS if name != "null"]
-    for name in names:
-        yield from candidates(replace(request, backend=name), bundle)
+    for backend in BACKENDS.values():
+        if request.backend in {"auto", backend.name} and backend.name != "null":
+            yield from candidates(replace(request, backend=backend.name), bundle)
 
 
 def _checked(bundle: "Bundle", request: "EngineRequest") -> dict[str, Any]:
