@@ -21,7 +21,6 @@ from models.engines.base import EngineRecord
 from models.engines.slots import SLOTS
 from models.spec import ModelSpec
 from pipeline import resources
-from pipeline.carry import chunk_columns
 from pipeline.errors import PlanError, SpaceError
 from pipeline.fit import cell_notes, check_fit, place_notes, radiometry_for
 from pipeline.georef import Georef
@@ -30,7 +29,6 @@ from pipeline.publish.classes import legend_of
 from pipeline.publish.levels import walk_bytes
 from pipeline.scene import Radiometry, Scene, SceneAddress
 from pipeline.staging import stage_windows
-from pipeline.store import IMAGE_CHUNK
 
 SCHEMA = 1
 BLOCK_CORES = 2
@@ -298,13 +296,11 @@ def _costs(
     decoded = scene.height * scene.width * pixel_bytes
     planes = len(spec.planes)
     rim = min(block + 2 * spec.halo + engine.tile - grid.core, max(grid.extent.height, grid.extent.width))
-    wide = rim + chunk_columns(IMAGE_CHUNK if stage else scene.block_shape[1], rim)
-    source = min(rim, grid.extent.height) * min(wide, grid.extent.width) * pixel_bytes
+    source = min(rim, grid.extent.height) * min(rim, grid.extent.width) * pixel_bytes
     owned = min(block, grid.height) * min(block, grid.width) * planes
     batch = engine.batch * engine.tile**2 * (pixel_bytes + planes)
-    # Blocks of which one is read and joined to what the last one carries over, one cut into tiles, one written; and
-    # those whose tiles are in the engine.
-    held = 4 + -(-SLOTS * engine.batch // (block // grid.core) ** 2)
+    # Blocks of which one is read, one cut into tiles, one written; and those whose tiles are in the engine.
+    held = 3 + -(-SLOTS * engine.batch // (block // grid.core) ** 2)
     segmenting = held * (source + owned) + (SLOTS + 1) * batch
     published = [np.dtype(legend_of(spec.classes).dtype).itemsize if plane == "labels" else 1 for plane in spec.planes]
     staging = 3 * max(window.pixels for window in stage_windows(scene)) * pixel_bytes if stage else 0
@@ -313,9 +309,8 @@ def _costs(
     room = min(
         (engine.peak_bytes + segmenting) // READ_SHARE, _limit(options) - engine.peak_bytes - segmenting - libraries
     )
-    another = 2 * (source + owned)
-    more = max(min(room // another, _most_readers(options.workers) - 1), 0)
-    segmenting += more * another
+    more = max(min(room // (source + 2 * owned), _most_readers(options.workers) - 1), 0)
+    segmenting += more * (source + 2 * owned)
     return Costs(
         tiles=grid.tiles(block),
         overhead=grid.overhead(block),

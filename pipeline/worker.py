@@ -28,13 +28,12 @@ from models.engines.base import Batch, Engine, EngineRecord
 from models.engines.meter import Meter, Times
 from models.spec import NODATA
 from pipeline import outputs, resources, store
-from pipeline.carry import Carry
 from pipeline.grid import Core, Window
 from pipeline.ledger import BlockRecord, Ledger
 from pipeline.outputs import LEDGER, MASK, PLAN, STAGED, open_source
 from pipeline.pace import Pace
 from pipeline.plan import GDAL_CACHE, Plan
-from pipeline.scene import Pixels, Source, Valid
+from pipeline.scene import Source
 from pipeline.staging import stage_window
 from pipeline.statistics import class_sums, confidence_bins
 from pipeline.stop import stopping
@@ -210,39 +209,33 @@ def _reading(
     """What reads each block, in order. Each source is opened by its first block and closed by its last."""
     for task in tasks:
         plan, run = _plan(task.run), Path(task.run)
-        opened = _Opened(plan, run, task.windows)
+        opened = _Opened(plan, run, len(task.windows))
         sources.callback(opened.close)
-        for index in range(len(task.windows)):
+        for window in task.windows:
             if stopping(run):
                 return
-            yield partial(opened.read, index)
+            yield partial(opened.read, window)
 
 
 class _Opened:
     """The source of one task, for as long as its blocks are read, by any threads."""
 
-    def __init__(self, plan: Plan, run: Path, windows: Sequence[Window]) -> None:
-        self.plan, self.run, self.windows, self.left = plan, run, windows, len(windows)
+    def __init__(self, plan: Plan, run: Path, blocks: int) -> None:
+        self.plan, self.run, self.left = plan, run, blocks
         self._source: Source | None = None
-        self._carry: Carry | None = None
         self._lock = threading.Lock()
 
-    def read(self, index: int) -> "_Block":
+    def read(self, window: Window) -> "_Block":
         """One block with its tiles."""
-        carry = self._open()
-        block = _Block.read(self.plan, self.run, self.windows[index], partial(carry.read, index))
+        with self._lock:
+            if self._source is None:
+                self._source = open_source(self.plan, self.run)
+        block = _Block.read(self.plan, self.run, self._source, window)
         with self._lock:
             self.left -= 1
             if not self.left:
                 self.close()
         return block
-
-    def _open(self) -> Carry:
-        with self._lock:
-            if self._carry is None:
-                self._source = open_source(self.plan, self.run)
-                self._carry = Carry(self._source, [self.plan.grid.source(window) for window in self.windows])
-            return self._carry
 
     def close(self) -> None:
         """Release the source's handles."""
@@ -273,10 +266,10 @@ class _Block:
     clock: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, plan: Plan, run: Path, window: Window, read: Callable[[], tuple[Pixels, Valid]]) -> "_Block":
+    def read(cls, plan: Plan, run: Path, source: Source, window: Window) -> "_Block":
         start = time.perf_counter()
         extent = plan.grid.source(window)
-        pixels, valid = read()
+        pixels, valid = source.read(extent)
         planes = np.full((len(plan.spec.planes), window.height, window.width), NODATA, np.uint8)
         tiles: dict[Window, list[Core]] = {}
         for core in plan.grid.cores(window):
