@@ -97,7 +97,8 @@ def _bottleneck(found: dict[str, Any] | None) -> list[tuple[str, str]]:
     engine = f"busy {100 * found['engine_share']:.0f} % of the workers' time: {seconds['engine']:.1f} s"
     waited = f"waited {seconds['waiting_for_input']:.1f} s for input, {seconds['waiting_for_output']:.1f} s for output"
     threads = f"read {seconds['read']:.1f} s, write {seconds['write']:.1f} s"
-    most = f"up to {found['readers']} and {found['writers']} threads in each of {found['workers']} workers"
+    workers = "" if found["workers"] == 1 else f" in each of {found['workers']} workers"
+    most = f"up to {found['readers']} and {found['writers']} threads{workers}"
     return [
         ("engine's time", f"{engine}; {waited}"),
         ("beside it", f"{threads}, by {most}"),

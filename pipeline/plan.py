@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from models.engines.base import EngineRecord
-from models.engines.slots import SLOTS
+from models.engines.slots import slots_of
 from models.spec import ModelSpec
 from pipeline import resources
 from pipeline.errors import PlanError, SpaceError
@@ -300,8 +300,9 @@ def _costs(
     owned = min(block, grid.height) * min(block, grid.width) * planes
     batch = engine.batch * engine.tile**2 * (pixel_bytes + planes)
     # Blocks of which one is read, one cut into tiles, one written; and those whose tiles are in the engine.
-    held = 3 + -(-SLOTS * engine.batch // (block // grid.core) ** 2)
-    segmenting = held * (source + owned) + (SLOTS + 1) * batch
+    slots = slots_of(engine) + (engine.target == "cuda")  # a ring has one more
+    held = 3 + -(-slots * engine.batch // (block // grid.core) ** 2)
+    segmenting = held * (source + owned) + (slots + 1) * batch
     published = [np.dtype(legend_of(spec.classes).dtype).itemsize if plane == "labels" else 1 for plane in spec.planes]
     staging = 3 * max(window.pixels for window in stage_windows(scene)) * pixel_bytes if stage else 0
     # GDAL keeps the block it decodes, however large, and its compressed or wider form beside it.

@@ -17,7 +17,7 @@ from torch.nn.functional import avg_pool2d, conv2d, interpolate
 from models.engines.base import EngineRecord
 from models.engines.meter import Meter
 from models.engines.slots import overlapped
-from pipeline import outputs, store, worker, workshop
+from pipeline import outputs, report, store, worker, workshop
 from pipeline.grid import TileGrid, Window
 from pipeline.ledger import Ledger
 from pipeline.plan import PlanOptions, make_plan
@@ -140,6 +140,26 @@ def test_a_block_without_a_valid_pixel_needs_no_engine(tmp_path, monkeypatch):
     labels, records = run(path, tmp_path, monkeypatch, block=32)
     assert (labels == 255).all()
     assert {record.tiles for record in records} == {0}
+
+
+def test_tiles_without_a_valid_pixel_of_their_own_never_reach_the_engine_and_are_counted(tmp_path, monkeypatch):
+    seen = []
+
+    def watch(engine, batches):
+        for batch in batches:
+            seen.append(len(batch.pixels))
+            yield predict(batch.pixels, batch.valid)
+
+    monkeypatch.setattr(ExactEngine, "map", watch)
+    pixels = noise(3, 96, 160)
+    pixels[:, :, 40:] = 0  # of five columns of cores, the second has a few valid pixels
+    path = write_tiff(tmp_path / "scene.tif", pixels, nodata=0)
+    labels, records = run(path, tmp_path, monkeypatch, block=64, batch=2)
+    plan = worker._plan(str(tmp_path))
+    coverage = report._coverage(plan, records)
+    assert sum(seen) == coverage["tiles"] == 6
+    assert coverage["tiles"] + coverage["empty_tiles"] == plan.costs.tiles == 15
+    assert (labels[:, 40:] == 255).all()
 
 
 def test_a_part_of_a_scene_is_a_scene_of_its_own(tmp_path, monkeypatch):
