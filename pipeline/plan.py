@@ -35,6 +35,8 @@ BLOCK_CORES = 2
 """Cores along the edge of a default block: four would read a seventh less, and hold four times as much in memory."""
 TASK_SECONDS = 15.0
 """Wanted length of a task on a CPU."""
+MOST_BLOCKS = 256
+"""Blocks in a task at most. An engine on a GPU does one in some milliseconds, and waits at both ends of a task."""
 GDAL_CACHE = 32 * 2**20
 """Bytes of decoded source blocks that GDAL may keep in each process."""
 MOST_READERS = 12
@@ -274,9 +276,9 @@ def make_plan(
 def _task_blocks(grid: TileGrid, block: int, engine: EngineRecord, workers: int) -> int:
     """Blocks that one worker finishes in about `TASK_SECONDS`, and few enough that every worker gets several tasks."""
     seconds = (block / grid.core) ** 2 * engine.seconds_per_tile
-    by_time = round(TASK_SECONDS / seconds) if seconds > 0 else 16
+    by_time = min(round(TASK_SECONDS / seconds), MOST_BLOCKS) if seconds > 0 else 16
     blocks = -(-grid.height // block) * -(-grid.width // block)
-    return max(1, min(by_time, 16, blocks // (4 * workers)))
+    return max(1, min(by_time, blocks // (4 * workers)))
 
 
 def _costs(

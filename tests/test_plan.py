@@ -12,7 +12,7 @@ from models.engines.base import EngineRecord
 from pipeline.errors import PlanError
 from pipeline.fit import choose_bands, radiometry_for
 from pipeline.grid import TileGrid
-from pipeline.plan import Plan, PlanOptions, cheapest_tile, make_plan, nearest_block
+from pipeline.plan import Plan, PlanOptions, _task_blocks, cheapest_tile, make_plan, nearest_block
 from pipeline.scene import SceneAddress, open_scene
 
 SPEC = drawn_spec(halo=32, tiles=(128, 256))
@@ -209,3 +209,11 @@ def test_a_worker_reads_as_many_blocks_at_once_as_its_memory_and_cores_pay_for(s
     tight = plan_of(scene, tmp_path, block=128, memory=costs.peak_bytes - 1).costs
     assert 1 <= tight.readers < 12
     assert tight.peak_bytes < costs.peak_bytes
+
+
+@pytest.mark.parametrize(("seconds", "blocks"), [(0.0, 16), (8.0, 2), (1.0, 15), (0.01, 64)])
+def test_a_task_takes_some_seconds_and_every_worker_gets_several(tmp_path, seconds, blocks):
+    grid = TileGrid(64 * 16, 64 * 16, 128, 32, 32)
+    engine = replace(ENGINE, seconds_per_tile=seconds)
+    assert _task_blocks(grid, 64, engine, workers=1) == blocks
+    assert _task_blocks(grid, 64, engine, workers=64) == 1
