@@ -255,7 +255,7 @@ class Probed:
         """
         halo, best = self.halos.chosen(), self.best
         tiles = [tile for tile in bundle.spec.tiles if 2 * halo < tile < best.tile]
-        return derived(bundle, folder, halo=halo, tiles=(*tiles, best.tile))
+        return derived(bundle, folder, halo=halo, tiles=(*tiles, best.tile), tile=best.tile)
 
 
 def probe(
@@ -279,7 +279,7 @@ def probe(
         EngineError: no engine passes here.
     """
     budget = memory or resources.available_memory()
-    halos = find_halo(bundle, scenes, within=within, memory=budget, tell=tell)
+    halos = find_halo(bundle, scenes, within=within, memory=budget, threads=request.threads, tell=tell)
     if halos.problem is not None:
         return Probed(halos, (), budget, "")
     dtype = _dtype(scenes[0], bundle.spec)
@@ -293,6 +293,7 @@ def find_halo(
     *,
     within: float = WITHIN,
     memory: int | None = None,
+    threads: int | None = None,
     tell: Tell = lambda _: None,
 ) -> Halos:
     """What halos cost on one crop of each scene, as large as memory allows; the bundle's own halo does not matter.
@@ -308,7 +309,7 @@ def find_halo(
             f"the imported graph takes images of {fixed} px alone, so nothing can be predicted whole: state the halo, "
             "or export the graph with dynamic height and width"
         )
-    whole = predictor(bundle, resources.cores())
+    whole = predictor(bundle, threads or resources.cores())
     edge = largest_crop(whole, bundle.spec, memory or resources.available_memory())
     crops = [crop_of(scene, bundle.spec, edge) for scene in scenes]
     return halos_of(whole, crops, bundle.spec, within=within, tell=tell)

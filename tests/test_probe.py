@@ -186,7 +186,7 @@ def test_speeds_stop_at_what_takes_too_much(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_command_measures_and_writes_a_bundle(bundle, tmp_path, widefield):
-    path = write_tiff(tmp_path / "s.tif", noise(3, 420, 300, seed=2).repeat(2, 1).repeat(2, 2))
+    path = write_tiff(tmp_path / "s.tif", noise(3, 75, 80, seed=2).repeat(4, 1).repeat(4, 2))
     ask = ["probe", path, "--bundle", bundle, "--memory", 2, "--engine", "torch", "--precision", "fp32", "--threads", 1]
     status, text, _ = widefield(*ask, "--out", tmp_path / "new", "--within", 0.5, "--json")
     facts = json.loads(text)
