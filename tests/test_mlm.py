@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 import pystac
 import pytest
 from drawn_bundle import draw_bundle, drawn_crops, drawn_network, drawn_spec
+from drawn_imports import drawn_import
 from jsonschema import Draft7Validator
 from pystac.extensions.mlm import MLMExtension
 from pystac.validation.local_validator import get_local_schema_cache
@@ -99,3 +100,12 @@ def test_a_model_of_unknown_ground_has_no_place(tmp_path):
     assert made["properties"]["mlm:name"] == "widefield 2"
     assert (made["properties"]["mlm:pretrained"], made["properties"]["mlm:pretrained_source"]) == (False, None)
     json.dumps(made, allow_nan=False)
+
+
+def test_an_imported_network_is_told_as_what_it_is(tmp_path):
+    bundle = drawn_import(tmp_path)
+    made = item(bundle, created=NOON)
+    read = MLModelProperties(**made["properties"])
+    assert (read.framework, read.architecture, read.pretrained) == ("ONNX", "imported ONNX graph", False)
+    assert read.total_parameters == 8 * 3 * 9 + 8 * 8 * 9 + 8 * 8 * 4 + 3 * 8 + 3
+    assert made["assets"]["weights"]["href"] == "./network.onnx"

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from drawn_bundle import draw_bundle
+from drawn_imports import drawn_import
 from obstore.store import LocalStore, MemoryStore
 
 from models.bundle import open_bundle
@@ -51,6 +52,15 @@ def test_a_bundle_comes_back_by_its_digest_or_its_beginning_byte_for_byte(regist
     assert sorted(entry.digest for entry in registry.bundles()) == sorted(bundle.digest for bundle in bundles)
     assert (registry.bundles()[0].name, registry.bundles()[0].accepted) == ("drawn", None)
     assert registry.store.read(f"bundles/{first.digest}/report.html").content == b"<p>"
+
+
+def test_an_imported_network_comes_back_too(registry, tmp_path):
+    bundle = drawn_import(tmp_path / "b")
+    registry.add(bundle)
+    found = registry.bundle(bundle.digest)
+    assert found.network.read_bytes() == bundle.network.read_bytes()
+    with pytest.raises(RegistryError, match=r"network\.onnx' cannot lie beside"):
+        registry.add(bundle, files={"network.onnx": b""})
 
 
 def test_adding_again_adds_what_is_told_and_nothing_else(registry, bundles):
