@@ -6,12 +6,14 @@ it and `verify` can prove it.
 """
 
 import json
+import marshal
 import os
 import socket
 import uuid
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
+from operator import attrgetter
 from pathlib import Path
 
 from pipeline.grid import Window
@@ -75,6 +77,42 @@ class BlockRecord:
         facts["areas"] = {int(key): value for key, value in facts["areas"].items()}
         facts["confidence"] = tuple(facts["confidence"])
         return cls(**facts)
+
+
+_VALUES = attrgetter(*(field.name for field in fields(BlockRecord)))
+
+
+class Packed(MutableMapping[tuple[int, int], BlockRecord]):
+    """Records by their block's first (row, col), in a fifth of the memory: a run over 1e5 blocks holds them all."""
+
+    def __init__(self, records: Mapping[tuple[int, int], BlockRecord] | None = None) -> None:
+        """Of `records`, to begin with."""
+        self._packed: dict[int, bytes] = {}
+        self.update(records or {})
+
+    def __setitem__(self, place: tuple[int, int], record: BlockRecord) -> None:
+        self._packed[_number(place)] = marshal.dumps(_VALUES(record))
+
+    def __getitem__(self, place: tuple[int, int]) -> BlockRecord:
+        return BlockRecord(*marshal.loads(self._packed[_number(place)]))  # noqa: S302 - of this process's own making
+
+    def __delitem__(self, place: tuple[int, int]) -> None:
+        del self._packed[_number(place)]
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return (divmod(number, _ROW) for number in self._packed)
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+
+_ROW = 2**31
+"""More columns than a scene has."""
+
+
+def _number(place: tuple[int, int]) -> int:
+    """A place in one number: a pair would take four times as much memory."""
+    return place[0] * _ROW + place[1]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -67,7 +67,7 @@ class Effort:
 
 def facts(
     plan: Plan,
-    records: Sequence[BlockRecord],
+    records: Collection[BlockRecord],
     effort: Effort,
     seconds: Mapping[str, float],
     resumed: int,
@@ -134,7 +134,7 @@ def asked(address: SceneAddress) -> dict[str, Any]:
     return facts | {"trust": address.policy.trust}
 
 
-def _coverage(plan: Plan, records: Sequence[BlockRecord]) -> dict[str, int]:
+def _coverage(plan: Plan, records: Collection[BlockRecord]) -> dict[str, int]:
     tiles = sum(record.tiles for record in records)
     return {
         "pixels": plan.grid.scene.pixels,
@@ -146,7 +146,7 @@ def _coverage(plan: Plan, records: Sequence[BlockRecord]) -> dict[str, int]:
     }
 
 
-def _classes(plan: Plan, records: Sequence[BlockRecord]) -> list[dict[str, Any]]:
+def _classes(plan: Plan, records: Collection[BlockRecord]) -> list[dict[str, Any]]:
     counts, areas = class_totals(records), area_totals(records)
     total = counts.total()
     return [

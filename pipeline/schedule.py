@@ -1,7 +1,7 @@
 """Which task is next, and what a task's failure means: the state of one run while it runs."""
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from models.engines.meter import Times
 from pipeline.errors import IncompleteError
 from pipeline.executors import Outcome
 from pipeline.grid import Window
-from pipeline.ledger import BlockRecord, Ledger, Tail
+from pipeline.ledger import BlockRecord, Ledger, Packed, Tail
 from pipeline.outputs import LEDGER, STAGED
 from pipeline.plan import Plan, runs
 from pipeline.report import Effort
@@ -46,8 +46,8 @@ class Schedule(Iterator[Task | StageTask | None]):
     fails again is set aside, and the others go on.
     """
 
-    def __init__(self, plan: Plan, run: Path, records: dict[tuple[int, int], BlockRecord], listen: Listener) -> None:
-        self.plan, self.run, self.records, self.listen = plan, run, dict(records), listen
+    def __init__(self, plan: Plan, run: Path, records: Mapping[tuple[int, int], BlockRecord], listen: Listener) -> None:
+        self.plan, self.run, self.records, self.listen = plan, run, Packed(records), listen
         self.effort = Effort()
         self._tail = Tail(Ledger(run / LEDGER))
         self.failed: dict[Window, str] = {}

@@ -9,7 +9,7 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -210,7 +210,7 @@ class Job:
 
     def complete(
         self,
-        records: Sequence[BlockRecord],
+        records: Collection[BlockRecord],
         effort: report.Effort,
         publish: Callable[[Sequence[str]], None],
         start: float,
@@ -270,7 +270,7 @@ class _Run:
                 schedule.finish(outcome)
             stop.current().check()
             schedule.check()
-            records = list(schedule.records.values())
+            records = schedule.records.values()
             return self.job.complete(
                 records, schedule.effort, lambda steps: self.publish(steps, schedule.effort), start
             )

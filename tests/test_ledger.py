@@ -1,8 +1,9 @@
+import tracemalloc
 from dataclasses import replace
 
 import pytest
 
-from pipeline.ledger import BlockRecord, Ledger, Tail
+from pipeline.ledger import BlockRecord, Ledger, Packed, Tail
 
 RECORD = BlockRecord(0, 64, 64, 32, "ab", 2000, {0: 1500, 1: 500}, {0: 1.5}, (1, 2), 3, {"read": 0.5})
 
@@ -65,3 +66,17 @@ def test_a_line_that_is_no_text_any_more_is_no_record(tmp_path):
     file = next(tmp_path.glob("*.jsonl"))
     file.write_bytes(b"\xff" + file.read_bytes()[1:])
     assert list(ledger.records()) == [(64, 64)]
+
+
+def test_packed_records_are_the_records_and_take_a_few_hundred_bytes_each():
+    records = {(row, 64): replace(RECORD, row=row, digest=f"{row:064x}") for row in range(0, 64000, 64)}
+    tracemalloc.start()
+    packed = Packed(records)
+    size = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert packed == records
+    assert list(packed.values()) == list(records.values())
+    assert size / len(records) < 500
+    del packed[0, 64]
+    assert (0, 64) not in packed
+    assert len(packed) == len(records) - 1

@@ -18,9 +18,9 @@ WANTED = {"staged, deflate COG": 20.0, "deflate COG": 35.0}
 def run():
     """Markdown: core-milliseconds per megapixel."""
     with tempfile.TemporaryDirectory(prefix="widefield-bench-") as scratch:
-        sources = _sources(Path(scratch))
-        cases = [(name, engine) for engine in ROUNDS for name in sources if engine == "null" or name in WANTED]
-        facts = [_case(name, sources[name], engine, scratch) for name, engine in cases]
+        stored = sources(Path(scratch))
+        cases = [(name, engine) for engine in ROUNDS for name in stored if engine == "null" or name in WANTED]
+        facts = [_case(name, stored[name], engine, scratch) for name, engine in cases]
     rows = [_row(fact) for fact in facts]
     told = "core-milliseconds a megapixel outside the engine, RGB from "
     record("outside", facts, [(f"{told}{r[0]} ({r[1]} engine)", f"at most {r[4]:.0f}", r[3]) for r in rows if r[4]])
@@ -28,7 +28,7 @@ def run():
     return table(head, rows)
 
 
-def _sources(folder):
+def sources(folder):
     """One scene, stored in several ways."""
     flat, made = mosaic(folder), {}
     ways = {
