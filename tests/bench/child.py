@@ -24,6 +24,9 @@ from pipeline.scene import SceneAddress
 from pipeline.schedule import Schedule
 from pipeline.segment import SegmentRequest, plan_request, segment_scene
 
+ENGINE = ("tile", "batch", "precision", "target", "streams")
+"""What a job may say of the engine beside its backend, as `SegmentRequest` names it."""
+
 
 class Counting:
     """An executor that adds up the CPU time outside the engine by kind of task."""
@@ -50,7 +53,7 @@ def _request(job):
         "scene",
         PlanOptions(stage=job["stage"], block=job.get("block"), any_resolution=True),
         backend=job.get("engine", "null"),
-        tile=job.get("tile"),
+        **{name: job[name] for name in ENGINE if name in job},
     )
 
 

@@ -1,7 +1,7 @@
 """What OpenVINO's own `benchmark_app` gets out of the very graph, beside our engine and the pipeline around it.
 
-`python -m tests.bench openvino-v1` or `openvino-resnet` [ROUNDS [SECONDS [smoke]]]: in turn, on tiles of 1152 pixels. The
-app is asked with every number of streams that shares the cores evenly, pinned and not; the best one counts.
+`python -m tests.bench openvino-v1` or `openvino-resnet` [ROUNDS [SECONDS [smoke]]]: in turn, on tiles of 1152 pixels.
+The app is asked with every number of streams that shares the cores evenly, pinned and not; the best one counts.
 """
 
 import re
