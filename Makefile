@@ -12,7 +12,7 @@ setup: .venv/.done  ## a virtual environment with pinned versions and this proje
 
 .venv/.done: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,rtx]"
 	touch $@
 
 demo: setup  ## segment a real scene with the shipped bundle, under a Prefect server of its own
@@ -45,7 +45,7 @@ quality: setup  ## the tables of docs/quality.md: trainings beside another libra
 	PYTHONPATH=build/parity $(BIN)/python -m tests.quality
 
 bench: setup  ## every figure of docs/performance.md: Markdown, and JSON in runs/bench.json
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,bench]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,rtx,bench]"
 	$(BIN)/python -m tests.bench
 
 clean:

@@ -133,6 +133,8 @@ class ModelSpec(Value):
     """Margin of a tile whose prediction is thrown away, in pixels; measured."""
     tiles: Annotated[tuple[int, ...], Field(min_length=1)]
     """Allowed tile edges in pixels, ascending."""
+    tile: int | None = None
+    """Largest of them that is taken where nobody asks for another one; measured by `probe`."""
     cell: Annotated[int, Field(ge=1)] = 1
     """Edge of the squares that get one class each, in pixels: 1, or the patch of a classifier. One pixel of the
     published mask stands for one square."""
@@ -207,6 +209,8 @@ class ModelSpec(Value):
                 raise ValueError(f"{edge} is no multiple of the network's stride {self.stride}")
         if self.tiles[0] <= 2 * self.halo:
             raise ValueError(f"tile {self.tiles[0]} leaves no core with halo {self.halo}")
+        if self.tile is not None and self.tile not in self.tiles:
+            raise ValueError(f"tile is {self.tile}, and the tiles are {', '.join(map(str, self.tiles))}")
         return self
 
     @property
