@@ -195,8 +195,22 @@ def test_the_command_measures_and_writes_a_bundle(bundle, tmp_path, widefield):
     assert {row["tile"] for row in facts["speeds"]} == {128, 256}
     made = open_bundle(tmp_path / "new")
     assert (made.spec.halo, made.spec.tiles[-1]) == (facts["halo"], facts["tile"])
-    status, text, error = widefield(*ask, "--out", tmp_path / "none", "--within", 0)
+
+
+def test_the_command_shows_a_halo_that_does_not_converge_and_writes_nothing(bundle, tmp_path, widefield, monkeypatch):
+    rows = tuple(HaloRow(512, halo, 100_000, 30, 7) for halo in (0, 32))
+    monkeypatch.setattr(under_test, "find_halo", lambda *_, **__: Halos(rows, 1e-4, 0.0))
+    path = write_tiff(tmp_path / "s.tif", noise(3, 40, 40))
+    status, text, error = widefield("probe", path, "--bundle", bundle, "--out", tmp_path / "new")
     assert status == 1
-    assert "does not converge" in error
-    assert "labels that differ" in text
-    assert not (tmp_path / "none").exists()
+    assert "the halo does not converge: with 32 px, 0.0300 % of labels still differ" in error
+    assert "0.0070 %" in text
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_command_refuses_a_folder_that_holds_something(bundle, tmp_path, widefield):
+    path = write_tiff(tmp_path / "s.tif", noise(3, 40, 40))
+    status, _, error = widefield("probe", path, "--bundle", bundle, "--out", tmp_path)
+    assert status == 2
+    assert "exists already, and bundles never change" in error
+    assert "Example" in widefield("probe", "--help")[1]
