@@ -73,6 +73,18 @@ def test_the_outputs_are_all_there_and_tell_the_same(reference):
     assert json.loads((folder / "run.json").read_text())["key"] == facts["key"]
 
 
+def test_a_run_tells_where_its_time_went_and_what_held_it_up(reference):
+    _, facts = reference
+    found, speed = facts["bottleneck"], facts["speed"]["seconds"]
+    assert found["limit"] in {"engine", "input", "output", "start", "publish"}
+    assert found["advice"]
+    engine = sum(found["seconds"][key] for key in ("engine", "waiting_for_input", "waiting_for_output", "handling"))
+    assert 0 < engine <= speed["segment"] * found["workers"] + 0.01
+    assert found["seconds"]["publish"] == speed["publish"]
+    share = found["engine_share"] * speed["segment"] / (speed["segment"] + speed["publish"])
+    assert share + sum(found["losses"].values()) == pytest.approx(1, abs=0.01)
+
+
 def test_the_mask_lies_where_the_scene_lies_and_is_nodata_where_it_is_invalid(reference, scene):
     folder, _ = reference
     with rasterio.open(folder / "mask.tif") as mask, rasterio.open(scene) as source:
