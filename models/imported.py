@@ -32,9 +32,9 @@ LEAST = 1e-7
 class OnnxNetwork(nn.Module):
     """An ONNX graph as a network: normalised images in, logits of the same size out."""
 
-    def __init__(self, model: onnx.ModelProto, plan: Imported, threads: int) -> None:
+    def __init__(self, graph: Path | bytes, plan: Imported, threads: int) -> None:
         super().__init__()
-        self.plan, self._session = plan, session(model.SerializeToString(), threads)
+        self.plan, self._session = plan, session(graph, threads)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) float32 -> (N, K, H, W) float32."""
@@ -70,9 +70,10 @@ def load_imported(bundle: Bundle, precision: str = "fp32", threads: int = 1) -> 
     Raises:
         EngineError: ONNX Runtime does not take it.
     """
-    model = onnx.load(bundle.network)
-    model = model if precision == "fp32" else rounded(model, precision)
-    return OnnxNetwork(model, plan_of(bundle.spec), threads)
+    plan = plan_of(bundle.spec)
+    if precision == "fp32":
+        return OnnxNetwork(bundle.network, plan, threads)
+    return OnnxNetwork(rounded(onnx.load(bundle.network), precision).SerializeToString(), plan, threads)
 
 
 def plan_of(spec: ModelSpec) -> Imported:
