@@ -27,7 +27,7 @@ from models.spec import ModelSpec
 from pipeline import resources
 from pipeline.errors import PlanError, ProbeError
 from pipeline.fit import check_fit, choose_bands, radiometry_for
-from pipeline.grid import TileGrid, Window
+from pipeline.grid import TileGrid, Window, round_up
 from pipeline.scene import Scene, SceneAddress, open_scene
 
 WITHIN = 1e-4
@@ -38,14 +38,14 @@ FAR = 4
 """A tile and so many halos must fit into a crop: at its middle, nothing of its edges is felt."""
 OFF, CERTAIN = 0.05, 254
 """Change of a confidence that is counted, and the stored value of certainty."""
-HUSH = 1e-4
-"""What a far pixel may change a logit by, in standard deviations of the logits."""
+HUSH = 1e-5
+"""What a far pixel may change a logit by, in standard deviations of the logits: rounding alone makes 2e-6 of it."""
 SPARE = 0.6
 """Share of the budget that the prediction of a crop may take, by what a small one took."""
 LARGEST = 4096
 """Edge of the largest crop, in pixels: a larger one takes more time than it tells."""
-SURVEYED = 2048
-"""Edge of the part of it in which a far pixel is changed, in pixels."""
+SURVEYED = 1024
+"""Edge of the part of it in which a far pixel is changed, in pixels: in a mean over more, it would hardly count."""
 SAMPLE = 512
 """Edge of the image whose prediction tells how much memory larger ones take, in pixels."""
 ENOUGH = 4
@@ -413,7 +413,7 @@ def _seen(crop: Crop, window: Window) -> NDArray[Any]:
 
 def largest_crop(whole: Whole, spec: ModelSpec, memory: int) -> int:
     """Edge of the largest square that may be predicted at once, in pixels, by the memory that a small one takes."""
-    edge, bands = max(spec.tiles[0], SAMPLE), len(spec.bands)
+    edge, bands = max(spec.tiles[0], round_up(SAMPLE, spec.stride)), len(spec.bands)
     pixels, valid = np.zeros((1, bands, edge, edge), spec.dtypes[0]), np.ones((1, edge, edge), np.bool_)
     batch = Batch(pixels, valid, np.ones(bands, np.float32), np.zeros(bands, np.float32))
     taken = growth(lambda: whole(batch))
