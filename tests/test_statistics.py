@@ -3,7 +3,7 @@ import pytest
 
 from pipeline.georef import Georef
 from pipeline.grid import Window
-from pipeline.statistics import class_sums
+from pipeline.statistics import class_sums, histogram
 
 GEOSTATIONARY = "+proj=geos +h=35785831 +lon_0=0 +sweep=y +a=6378137 +b=6356752.3"
 
@@ -28,3 +28,9 @@ def test_areas_of_a_slide_are_its_pixels_times_their_size():
 def test_pixels_are_counted_where_no_area_is_known_too():
     labels = np.array([[0, 0, 255], [4, 255, 255]], np.uint8)
     assert class_sums(labels, Window(0, 0, 2, 3), Georef(None, None)) == ({0: 2, 4: 1}, {})
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 2), (3, 5), (0, 4), (128, 127)])
+def test_each_pixel_is_counted_once(shape):
+    values = np.random.default_rng(0).integers(0, 256, (*shape, 2), np.uint8)[..., 0]
+    np.testing.assert_array_equal(histogram(values), np.bincount(values.ravel(), minlength=256))

@@ -35,6 +35,8 @@ def simulation(facts, cases, path):
         right.plot([fact["asked"] for fact in rates], [fact["efficiency"] for fact in rates], marker="o", color=ACCENT)
         right.set(title=f"What one scheduler hands out ({counts[-1]} workers)", xscale="log", ylim=(0, 1.05))
         right.set_xlabel("tasks a second that the workers ask for")
+        right.xaxis.set_major_formatter("{x:g}")
+        right.xaxis.set_minor_formatter("")
         for name, asked in cases.items():
             right.axvline(asked, color=FAINT, linewidth=1, linestyle=DASHES)
             right.text(asked * 0.97, 0.04, name, rotation=90, ha="right", va="bottom", fontsize=7, color=INK)
@@ -48,5 +50,8 @@ def scaling(facts, path):
             axes.plot(*zip(*points, strict=True), marker="o", color=color, label=source)
         axes.axhline(facts["engine"], color=FAINT, linewidth=1, linestyle=DASHES)
         axes.text(1, facts["engine"], facts["engine_name"], va="bottom", fontsize=7, color=INK)
-        axes.set(title="image to mask without a network", xlabel="readers", ylabel="Mpx/s", yscale="log")
+        axes.set(title="Image to mask without a network", xlabel="readers", ylabel="Mpx/s", yscale="log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
+        axes.set_xticks(sorted({int(readers) for speeds in facts["sources"].values() for readers in speeds}))
         axes.legend(loc="best", fontsize=7)
