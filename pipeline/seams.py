@@ -84,7 +84,8 @@ class Seams:
             f"{100 * part.share:.4f} % of {part.pixels:,} pixels {where}"
             for part, where in ((self.near, f"within {REACH} px of borders"), (self.interior, "in interiors"))
         )
-        times = "no interior pixel differs" if self.ratio is None else f"ratio {self.ratio:.2f}"
+        alone = "no interior pixel differs" if self.interior.pixels else "cores are too small to have interiors"
+        times = alone if self.ratio is None else f"ratio {self.ratio:.2f}"
         why = f"allowed are ratio {RATIO} or {100 * PROMISE:g} % near borders"
         return f"two lattices, {self.shift[0]} x {self.shift[1]} px apart: labels differ on {parts}; {times}; {why}"
 

@@ -120,3 +120,30 @@ def test_it_passes_by_the_ratio_or_by_what_a_halo_may_cost(near, interior, passe
     assert found.passed is passed
     assert json.loads(json.dumps(found.to_json()))["passed"] is passed
     assert f"of {near[0]:,} pixels within 16 px of borders" in found.line()
+
+
+def test_the_command_tells_what_was_found_and_fails_where_borders_show(tmp_path, bundle, widefield, monkeypatch):
+    scene = write_tiff(tmp_path / "s.tif", noise(3, 300, 310))
+    more = ["--bundle", bundle, "--engine", "null", "--tile", 128, "--block", 64]
+    assert widefield("segment", scene, *more, "--out", tmp_path / "o")[0] == 0
+    code, text, _ = widefield("verify", tmp_path / "o", "--seams", "--json")
+    facts = json.loads(text)["seams"]
+    assert (code, facts["passed"], facts["shift"]) == (0, True, [32, 32])
+    code, text, _ = widefield("verify", tmp_path / "o", "--seams", "--part", "0,0,250,250")
+    assert code == 0
+    assert "no seams: two lattices, 32 x 32 px apart: labels differ on 0.0000 %" in text
+    bad = Seams((32, 32), Window(0, 0, 1, 1), Counted(1000, 30), Counted(1000, 10))
+    monkeypatch.setattr(under_test, "seams", lambda *_, **__: bad)
+    code, text, _ = widefield("verify", tmp_path / "o", "--seams")
+    assert code == 1
+    assert "seams: two lattices" in text
+    assert "ratio 3.00" in text
+
+
+@pytest.mark.parametrize("part", ["1,2,3", "0,0,0,9", "a,b,c,d"])
+def test_a_part_that_is_no_window_is_a_usage_error(tmp_path, bundle, widefield, part):
+    scene = write_tiff(tmp_path / "s.tif", noise(3, 100, 110))
+    widefield("segment", scene, "--bundle", bundle, "--engine", "null", "--out", tmp_path / "o")
+    code, _, error = widefield("verify", tmp_path / "o", "--seams", "--part", part)
+    assert code == 2
+    assert f"--part {part}" in error
