@@ -235,7 +235,11 @@ class Trial:
         if self.first.ndim != 4 or self.first.shape[2] != self.first.shape[3] or self.edge % self.first.shape[2]:
             raise BundleError(
                 f"{self.output} has shape {self.first.shape} for images {self.images.shape}: it must be (N, K, H, W), "
-                "the same size or a whole fraction of it; name another tensor as `output`, or export logits as NCHW"
+                "of the same size or a whole fraction of it: export logits as NCHW"
+            )
+        if self.first.dtype != np.float32:
+            raise BundleError(
+                f"{self.output} is of type {self.first.dtype}: it must be float32: export what the best class is chosen by"
             )
         if not np.isfinite(self.first).all() or not np.array_equal(self.first, again):
             raise BundleError(

@@ -113,6 +113,13 @@ def two(**changes):
     return said(classes=[{"name": "no"}, {"name": "yes"}], **changes)
 
 
+def labels():
+    """A network that gives out the best class in place of what it was chosen by."""
+    model = drawn_graph(tail=[("ArgMax", {"axis": 1})])
+    model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
+    return model
+
+
 @pytest.mark.parametrize(
     ("model", "what", "message"),
     [
@@ -126,6 +133,7 @@ def two(**changes):
         (drawn_graph(), said(activation="softmax"), "no probabilities of a softmax, say `activation: logits`"),
         (drawn_graph(tail=[("Softmax", {"axis": 1})]), said(), "which sum to 1: say `activation: softmax`"),
         (drawn_graph(tail=[("Flatten", {})], outputs=()), said(), None),
+        (labels(), two(), "is of type int64: it must be float32: export what the best"),
         (drawn_graph(tail=[("Log", {})]), said(), "not finite, or differs from call to call"),
         (drawn_graph(), said(stride=5, tiles=[65], halo=0), "is its stride 5?|must be .N, K, H, W."),
     ],
