@@ -239,7 +239,7 @@ class Trial:
             )
         if self.first.dtype != np.float32:
             raise BundleError(
-                f"{self.output} is of type {self.first.dtype}: it must be float32: export what the best class is chosen by"
+                f"{self.output} is of type {self.first.dtype}, not float32: export what the best class is chosen by"
             )
         if not np.isfinite(self.first).all() or not np.array_equal(self.first, again):
             raise BundleError(

@@ -133,7 +133,7 @@ def labels():
         (drawn_graph(), said(activation="softmax"), "no probabilities of a softmax, say `activation: logits`"),
         (drawn_graph(tail=[("Softmax", {"axis": 1})]), said(), "which sum to 1: say `activation: softmax`"),
         (drawn_graph(tail=[("Flatten", {})], outputs=()), said(), None),
-        (labels(), two(), "is of type int64: it must be float32: export what the best"),
+        (labels(), two(), "is of type int64, not float32: export what the best"),
         (drawn_graph(tail=[("Log", {})]), said(), "not finite, or differs from call to call"),
         (drawn_graph(), said(stride=5, tiles=[65], halo=0), "is its stride 5?|must be .N, K, H, W."),
     ],
