@@ -9,11 +9,11 @@ from models.onnxgraph import read_graph
 FREE = ("n", 3, "h", "w")
 
 
-def drawn_graph(*, channels=3, axes=FREE, opset=20, tail=(), outputs=("y",), per=1, seed=0):
+def drawn_graph(*, channels=3, axes=FREE, opset=20, tail=(), outputs=("y",), per=1, rank=4, seed=0):
     """A network with one level below the image: conv, relu, pool, conv, transposed conv, conv to `channels`.
 
     `tail`: operators after that, each (op_type, attributes), of which the last gives `y`; `per`: pixels between two
-    answers; `axes` of the input `x`; `outputs`: which tensors are given out.
+    answers; `axes` of the input `x`; `outputs`: which tensors are given out, of `rank` axes.
     """
     rng = np.random.default_rng(seed)
     bands = axes[1] if isinstance(axes[1], int) else 3
@@ -38,7 +38,7 @@ def drawn_graph(*, channels=3, axes=FREE, opset=20, tail=(), outputs=("y",), per
         entries = names if names[:1] == ["x"] else [last, *names]
         last = "y" if at == len(steps) - 1 else f"t{at}"
         nodes.append(helper.make_node(op, entries, [last], name=f"node{at}", **attributes))
-    return model_of(nodes, weights, axes, outputs, opset)
+    return model_of(nodes, weights, axes, outputs, opset, rank)
 
 
 def model_of(nodes, weights, axes, outputs, opset, rank=4):
