@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 from pipeline.executors import Executor
-from pipeline.grid import Window
+from pipeline.grid import Window, in_cells
 from pipeline.outputs import PLAN
 from pipeline.plan import Plan
 from pipeline.scene import SceneAddress, open_scene
@@ -28,7 +28,9 @@ from pipeline.store import folder_bytes
 SCENES = 3
 """Scenes of an archive that are tried: the middles of as many equal shares of it, by size."""
 BLOCKS = 3
-"""Blocks that each worker is given of each of them."""
+"""Blocks that each worker is given of each of them at first."""
+MORE, SECONDS = 4, 10.0
+"""A trial that took less is done again on so many times as many blocks: what any run takes once must not count."""
 
 Tell = Callable[[str], None]
 
@@ -165,11 +167,9 @@ def calibrate(
     samples: list[Sample] = []
     start = 0.0
     for request, plan in chosen(requests):
-        part = part_of(plan, executor.workers)
-        tell(f"{request.name}: {part.height} x {part.width} px are segmented on trial")
         if not samples:
             start = _loaded(request, plan, executor)
-        samples.append(_tried(request, plan, part, executor))
+        samples.append(_long_enough(request, plan, executor, tell))
     return Forecast(work, executor.workers, start, tuple(samples))
 
 
@@ -187,20 +187,31 @@ def chosen(requests: Sequence[tuple[SegmentRequest, Plan]]) -> list[tuple[Segmen
     return picked
 
 
-def part_of(plan: Plan, workers: int) -> Window:
-    """`BLOCKS` blocks a worker from the middle of a scene; of full width where its file is made of strips."""
+def part_of(plan: Plan, wanted: int) -> Window:
+    """About `wanted` blocks from the middle of a scene; of full width where its file is made of strips."""
     grid = plan.grid
-    wanted = BLOCKS * workers
     with open_scene(plan.scene) as scene:
         strips = not scene.tiled
-    across = ceil(grid.width / plan.block) if strips else ceil(sqrt(wanted))
-    across = min(across, ceil(grid.width / plan.block))
-    down = min(ceil(wanted / across), ceil(grid.height / plan.block))
+    rows, cols = in_cells(grid.height, grid.width, plan.block)
+    across = cols if strips else min(max(ceil(sqrt(wanted)), ceil(wanted / rows)), cols)
+    down = min(ceil(wanted / across), rows)
     height, width = min(down * plan.block, grid.height), min(across * plan.block, grid.width)
     row, col = (
         (length - size) // 2 // plan.block * plan.block for length, size in ((grid.height, height), (grid.width, width))
     )
     return Window(row, col, height, width)
+
+
+def _long_enough(request: SegmentRequest, plan: Plan, executor: Executor, tell: Tell) -> Sample:
+    """Of ever larger parts of a scene, the first that takes its time, or all of it."""
+    blocks = BLOCKS * executor.workers
+    while True:
+        part = part_of(plan, blocks)
+        tell(f"{request.name}: {part.height} x {part.width} px are segmented on trial")
+        found = _tried(request, plan, part, executor)
+        if found.segment_seconds >= SECONDS or part == plan.grid.scene:
+            return found
+        blocks *= MORE
 
 
 def _loaded(request: SegmentRequest, plan: Plan, executor: Executor) -> float:

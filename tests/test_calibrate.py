@@ -5,6 +5,7 @@ import json
 import pytest
 from drawn_scenes import noise, write_tiff
 
+from pipeline import calibrate as under_test
 from pipeline.calibrate import Forecast, Sample, Work, calibrate, chosen, duration, part_of, work_of
 from pipeline.executors import SerialExecutor
 from pipeline.grid import Window
@@ -44,7 +45,8 @@ def test_scenes_that_were_tried_are_pooled_by_what_they_hold():
     assert found.staged_bytes == 0
 
 
-def test_a_few_blocks_of_a_scene_are_segmented_and_thrown_away(tmp_path, bundle):
+def test_a_few_blocks_of_a_scene_are_segmented_and_thrown_away(tmp_path, bundle, monkeypatch):
+    monkeypatch.setattr(under_test, "SECONDS", 0)
     request, plan = asked(tmp_path, bundle, "a", 900, 1000, stage=True)
     before = sorted(tmp_path.rglob("*"))
     found = calibrate([(request, plan)], SerialExecutor())
@@ -61,17 +63,26 @@ def test_a_few_blocks_of_a_scene_are_segmented_and_thrown_away(tmp_path, bundle)
     assert ("in all", f"0.9 Mpx, {plan.costs.tiles * 128**2 / 900_000:.2f} network pixels each") in found.describe()
 
 
-def test_a_part_has_blocks_for_each_worker_and_full_rows_of_strips(tmp_path, bundle):
+def test_a_part_has_the_blocks_that_are_wanted_and_full_rows_of_strips(tmp_path, bundle):
     _, plan = asked(tmp_path, bundle, "a", 900, 1000)
-    assert part_of(plan, 1) == Window(256, 256, 256, 256)
-    assert part_of(plan, 4) == Window(256, 128, 384, 512)
+    assert part_of(plan, 3) == Window(256, 256, 256, 256)
+    assert part_of(plan, 12) == Window(256, 128, 384, 512)
+    assert part_of(plan, 100) == plan.grid.scene
     _, strips = asked(tmp_path, bundle, "b", 900, 1000, tiled=False)
-    assert part_of(strips, 1) == Window(384, 0, 128, 1000)
+    assert part_of(strips, 3) == Window(384, 0, 128, 1000)
     _, small = asked(tmp_path, bundle, "c", 100, 90)
-    assert part_of(small, 8) == Window(0, 0, 100, 90)
+    assert part_of(small, 24) == Window(0, 0, 100, 90)
 
 
-def test_a_window_of_a_scene_is_tried_inside_of_it(tmp_path, bundle):
+def test_a_trial_that_says_little_is_done_on_more_blocks(tmp_path, bundle):
+    told = []
+    found = calibrate([asked(tmp_path, bundle, "a", 500, 500)], SerialExecutor(), told.append)
+    assert [line.split(": ")[1][:9] for line in told] == ["256 x 256", "384 x 500", "500 x 500"]
+    assert [sample.work.pixels for sample in found.samples] == [500 * 500]
+
+
+def test_a_window_of_a_scene_is_tried_inside_of_it(tmp_path, bundle, monkeypatch):
+    monkeypatch.setattr(under_test, "SECONDS", 0)
     pair = asked(tmp_path, bundle, "a", 900, 1000, window=Window(600, 700, 260, 280))
     assert calibrate([pair], SerialExecutor()).samples[0].work.pixels == 256 * 256
 
