@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.engines.ring import Buffer, Ring, Threads, ThreadStream
+from models.engines.ring import Buffer, Cuda, Ring, Threads, ThreadStream
 from models.errors import EngineError
 
 INPUTS = {"x": Buffer((2, 64), torch.float32), "gain": Buffer((1,), torch.float32)}
@@ -162,3 +162,16 @@ def test_a_batch_that_cannot_be_launched_leaves_its_slot_to_the_next():
 def test_arrays_of_another_shape_or_type_are_refused(name, array):
     with pytest.raises(EngineError, match=f"input {name} is .*: this engine takes float32"):
         Ring(Threads(), INPUTS, OUTPUT, doubled).start(batch(0) | {name: array})
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+@pytest.mark.gpu
+def test_on_a_gpu_recorded_computations_give_the_answers_of_one_batch_after_the_other():
+    ring = Ring(Cuda(), INPUTS, OUTPUT, doubled)
+    answers = []
+    for number in range(60):
+        answers.append(ring.start(batch(number, number % 5)))
+        if len(answers) % 7 == 0:
+            answers[-1]()
+    for number, answer in enumerate(answers):
+        np.testing.assert_array_equal(answer(), np.full((2, 64), number * (number % 5) + 1, np.float32))

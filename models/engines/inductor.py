@@ -11,16 +11,20 @@ faster one is kept.
 """
 
 import logging
+import os
 import shutil
 import time
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch._inductor.utils
+from filelock import FileLock
 from torch import Tensor, nn
 
 from models.bundle import Bundle
@@ -37,10 +41,16 @@ from models.serve import COMPILED, served
 LIBRARY, PACKAGE = "model.so", "model.pt2"
 """What is kept for a processor, and for a GPU."""
 
+COMMON: Mapping[str, Any] = {
+    "freezing": True,
+    "size_asserts": False,  # what they say holds addresses: the code would be another one each time
+    "aot_inductor.precompile_headers": False,  # they would lie in /tmp under a name that anyone can take
+    "aot_inductor.enable_line_tables": False,
+}
 OPTIONS: Mapping[Target, Mapping[str, Any]] = {
-    "cpu": {"freezing": True, "cpp.dynamic_threads": True},  # each stream brings its own number of threads
+    "cpu": {**COMMON, "cpp.dynamic_threads": True},  # each stream brings its own number of threads
     "cuda": {
-        "freezing": True,
+        **COMMON,
         "max_autotune": True,
         "max_autotune_conv_backends": "ATEN,TRITON",
         "conv_1x1_as_mm": True,
@@ -76,17 +86,13 @@ def unavailable(target: Target, precision: Precision) -> str | None:
 
 
 def compile_graph(bundle: Bundle, request: EngineRequest, folder: Path) -> None:
-    """Write model.so or model.pt2. What Inductor needs meanwhile lies in `folder` as well.
+    """Write model.so or model.pt2. For a processor these are the same bytes again in a cache of the same path.
 
     Raises:
         EngineError: Inductor cannot compile the network; the reason.
     """
-    from torch._inductor.utils import fresh_cache
-
     torch.set_num_threads(request.threads)
-    scratch = folder / "scratch"
-    scratch.mkdir()
-    with fresh_cache(dir=str(scratch)):
+    with workshop(folder.parent / ".inductor") as scratch:
         if request.target_here == "cpu":
             package = scratch / PACKAGE
             package_graph(_graph(bundle, request), example(bundle, request), package, OPTIONS["cpu"])
@@ -96,7 +102,27 @@ def compile_graph(bundle: Bundle, request: EngineRequest, folder: Path) -> None:
             inputs = tuple(tensor.cuda() for tensor in example(bundle, request))
             graphs = ((name, _graph(bundle, request, rewrites).cuda()) for name, rewrites in VARIANTS.items())
             fastest(graphs, inputs, scratch, Cuda(), OPTIONS["cuda"]).rename(folder / PACKAGE)
-    shutil.rmtree(scratch)
+
+
+@contextmanager
+def workshop(path: Path) -> Iterator[Path]:
+    """An empty folder for all that Inductor writes meanwhile. One process at a time has it.
+
+    Native code carries its path: were it another one each time, so would be the digest of the engine.
+    """
+    with FileLock(f"{path}.lock"):
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(mode=0o700)
+        places = {"TORCHINDUCTOR_CACHE_DIR": str(path / "code"), "TRITON_CACHE_DIR": str(path / "triton")}
+        before = {name: os.environ.get(name) for name in places}
+        os.environ.update(places)
+        torch._inductor.utils.clear_caches()  # noqa: SLF001 - what is compiled now shall lie here
+        try:
+            yield path
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name) if value is None else os.environ.update({name: value})
+            shutil.rmtree(path)
 
 
 def load(record: EngineRecord, bundle: Bundle, folder: Path | None) -> Engine:
