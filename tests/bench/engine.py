@@ -8,7 +8,7 @@ from tests.bench.common import BUILDINGS, measured, mosaic, record, spread, tabl
 
 WINDOW = (0, 0, 4096, 4096)
 ROUNDS = 3
-WANTED = 0.93
+WANTED = 0.95
 
 
 def run(rounds=ROUNDS):

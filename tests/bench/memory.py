@@ -1,23 +1,73 @@
-"""Peak memory against the plan, and for a scene twenty times as large."""
+"""Peak memory against the plan: of the pipeline alone, for a scene twenty times as large; of real engines; and of the
+largest network at two tiles, each with what it may take.
+"""
 
 import tempfile
 from pathlib import Path
 
-from tests.bench.common import MIB, grey_bundle, record, table, watch, world
+from tests.bench.common import MIB, grey_bundle, mosaic, record, table, watch, world
+from tests.bench.networks import he_bundle
 
 SCENES = {"33 Mpx": (2048, 16384, 4096, 8192), "648 Mpx": None}
 EXECUTORS = ("serial", "dask")
+ENGINES = ("openvino", "onnxruntime", "torch")
+"""On the large scene, with a small network."""
+LARGEST = "inception_resnet_v2"
+LIMITS = {1152: 4.5, 2048: 12.0}
+"""GiB that a worker may take with the largest network, by tile."""
+PART = (0, 0, 2048, 4096)
+"""Part of the drone scene for it: a few tiles."""
 
 
-def run():
-    """Markdown: the worst process of each run."""
+def run(*tiles):
+    """Markdown: the worst process of each run; `tiles` for the largest network, by default all."""
     with tempfile.TemporaryDirectory(prefix="widefield-bench-") as scratch:
-        bundle = grey_bundle(Path(scratch))
+        grey = grey_bundle(Path(scratch))
         cases = [(executor, stage) for executor in EXECUTORS for stage in (True, False)]
-        facts = [_case(bundle, Path(scratch), executor, stage=stage) for executor, stage in cases]
-    record("memory", facts)
+        facts = [_case(grey, Path(scratch), executor, stage=stage) for executor, stage in cases]
+        engines = [_engine(f"648 Mpx, {name}", world(), None, grey, scratch, engine=name) for name in ENGINES]
+        scene, bundle = mosaic(Path(scratch)), he_bundle(scratch, LARGEST)
+        for tile in map(int, tiles or LIMITS):
+            name = f"8 Mpx, {LARGEST}, openvino"
+            engines.append(_engine(name, scene, PART, bundle, scratch, engine="openvino", tile=tile))
+    rows = [_engine_row(fact) for fact in engines]
+    told = f"planned memory of a worker with {LARGEST}, GiB, at (tile/core)^2 of "
+    record("memory", {"pipeline": facts, "engines": engines}, [
+        (f"{told}{row[2]}", f"at most {row[6]}", row[7]) for row in rows if row[6]
+    ])  # fmt: skip
     head = ["executor", "staged", "planned MiB", *(f"{name}: peak MiB" for name in SCENES), "peaks' ratio", "worst"]
-    return table(head, map(_row, facts))
+    second = ["what", "tile", "(tile/core)^2", "planned MiB", "peak MiB by run.json", "worst process MiB",
+              "wanted GiB", "planned GiB", "reached"]  # fmt: skip
+    return table(head, map(_row, facts)) + "\n" + table(second, rows)
+
+
+def _engine(name, scene, window, bundle, scratch, **chosen):
+    """One run on one worker, its engine built beforehand."""
+    job = {"job": "segment", "scene": str(scene), "window": window, "bundle": str(bundle), "executor": "serial"}
+    with tempfile.TemporaryDirectory(dir=scratch) as out:
+        job |= {"stage": False, "out": out, **chosen}
+        watch(job | {"only_plan": True})
+        watched = watch(job)
+    memory, grid = watched.answer["memory"], watched.answer["grid"]
+    facts = {"name": name, **memory, "peaks": watched.peaks, "tile": grid["tile"], "core": grid["core"]}
+    return facts | {"limit": LIMITS.get(chosen.get("tile"))}
+
+
+def _engine_row(fact):
+    planned, peak = fact["planned_bytes"], fact["peak_bytes"]
+    worst, limit = max(fact["peaks"].values()), fact["limit"]
+    held = peak <= planned and (limit is None or max(planned, worst) <= limit * 2**30)
+    return [
+        fact["name"],
+        fact["tile"],
+        f"{(fact['tile'] / fact['core']) ** 2:.2f}",
+        f"{planned / MIB:.0f}",
+        f"{peak / MIB:.0f}",
+        f"{worst / MIB:.0f}",
+        limit or "",
+        f"{planned / 2**30:.2f}",
+        "yes" if held else "no",
+    ]
 
 
 def _case(bundle, scratch, executor, *, stage):
