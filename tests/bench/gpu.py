@@ -11,6 +11,7 @@
 Only `path` puts engines through their gate; the others measure speed alone, so that a sweep takes minutes.
 """
 
+import sys
 import tempfile
 from dataclasses import dataclass
 from itertools import product
@@ -23,7 +24,6 @@ import rasterio.shutil
 import torch
 
 from models.bundle import load_module, open_bundle
-from models.engines.backends import BACKENDS
 from models.engines.base import EngineRequest
 from models.engines.cache import Cache
 from models.engines.device import device as described
@@ -39,6 +39,7 @@ from tests.bench.common import measured, record, spread, table, verdict
 from tests.bench.networks import SCENE, he_bundle
 
 BANDS = 3
+USUAL_STRIDE = 2
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class Sizes:
     network: str
     tile: int
     batch: int
-    precision: str
+    precisions: tuple[str, ...]
+    """The usual one first."""
     tiles: tuple[int, ...]
     batches: tuple[int, ...]
     strides: tuple[int, ...]
@@ -59,8 +61,8 @@ class Sizes:
 
 
 SIZES = {
-    "cuda": Sizes("inception_resnet_v2", 1024, 4, "fp16", (1024, 2048), (1, 2, 4, 8), (1, 2, 4), 16384, 2.0),
-    "cpu": Sizes("inception_v1", 128, 1, "bf16", (128, 256), (1, 2), (2,), 1024, 0.2),
+    "cuda": Sizes("inception_resnet_v2", 1024, 4, ("fp16", "bf16"), (1024, 2048), (1, 2, 4, 8), (1, 2, 4), 16384, 2.0),
+    "cpu": Sizes("inception_v1", 128, 1, ("bf16", "fp32"), (128, 256), (1, 2), (2,), 1024, 0.2),
 }
 LADDER = {"cuda": ("torch", "inductor", "tensorrt"), "cpu": ("torch", "openvino")}
 TILES = (128, 256, 512, 1024, 1152, 2048)
@@ -84,17 +86,17 @@ class Bench:
         """Of the device, by precision; the request of the fastest engine of the ladder."""
         self.facts, self.told = {"device": described(self.device), "cores": resources.cores()}, []
 
-    def bundle(self, stride=2):
+    def bundle(self, stride=USUAL_STRIDE):
         """The network at an output stride."""
         return he_bundle(self.folder, self.sizes.network, output_stride=stride, halo=HALO[self.device], tiles=TILES)
 
     def request(self, backend, **changes):
         """An engine of that backend, at the device's usual sizes unless told otherwise."""
         sizes = self.sizes
-        usual = {"precision": sizes.precision, "tile": sizes.tile, "batch": sizes.batch, "target": self.device}
+        usual = {"precision": sizes.precisions[0], "tile": sizes.tile, "batch": sizes.batch, "target": self.device}
         return EngineRequest(backend, dtype="uint8", **usual | changes)
 
-    def speed(self, request, stride=2):
+    def speed(self, request, stride=USUAL_STRIDE):
         """Network megapixels a second, or why there is no such engine here."""
         try:
             found = measure(open_bundle(self.bundle(stride)), request, self.cache)
@@ -102,7 +104,7 @@ class Bench:
             return str(error)
         return request.tile**2 / 1e6 / found.seconds_per_tile
 
-    def least(self, request, stride=2):
+    def least(self, request, stride=USUAL_STRIDE):
         """Megapixels a second that the roofline allows."""
         dtype = DTYPES[request.precision]
         if dtype not in self.ceilings:
@@ -120,14 +122,16 @@ def run(*steps):
         texts = [f"On {bench.facts['device']}, with {bench.facts['cores']} cores.\n"]
         for name in steps or STEPS:
             texts += [f"### {name}\n", STEPS[name](bench)]
+            bench.facts["text"] = "\n".join(texts)
             record("gpu", bench.facts, bench.told)  # after each step: a machine may be taken away
+            sys.stderr.write(f"{name} done\n")
     return "\n".join(texts)
 
 
 def ceilings(bench):
     """Ceilings and layers."""
     sizes, texts = bench.sizes, []
-    dtype = DTYPES[sizes.precision]
+    dtype = DTYPES[sizes.precisions[0]]
     for stride in sizes.strides:
         allowed = bench.least(bench.request("torch"), stride)
         network = rewritten(load_module(open_bundle(bench.bundle(stride))), BANDS, EAGER)
@@ -135,28 +139,28 @@ def ceilings(bench):
         rows = list(roofline.by_kind(found, bench.ceilings[dtype]))
         bench.facts[f"roofline {stride}"] = {"mpx_per_second": allowed, "rows": rows}
         head = ["layer", "how many", "GFLOP", "MB", "least ms", "share", "of it bound by memory"]
-        texts += [f"Output stride {stride}: at most {allowed:.1f} Mpx/s.\n", table(head, rows)]
+        texts += [f"Output stride {stride}: at most {allowed:.3g} Mpx/s.\n", table(head, rows)]
     top = bench.ceilings[dtype]
     bench.facts["ceilings"] = {"flops": top.flops, "bandwidth": top.bandwidth}
-    measured_ = f"Measured: {top.flops / 1e12:.2f} TFLOP/s of {sizes.precision}, {top.bandwidth / 1e9:.0f} GB/s copied."
+    measured_ = (
+        f"Measured: {top.flops / 1e12:.2f} TFLOP/s of {sizes.precisions[0]}, {top.bandwidth / 1e9:.0f} GB/s copied."
+    )
     batch = f"A batch is {sizes.batch} x {sizes.tile} x {sizes.tile}."
     return "\n".join([f"{measured_} {batch}\n", *texts])
 
 
 def ladder(bench):
     """Every backend at the usual sizes."""
-    allowed, rows, speeds = bench.least(bench.request("torch")), [], {}
+    rows, speeds = [], {}
     for backend in LADDER[bench.device]:
-        precisions = [p for p in BACKENDS[backend].precisions if p == bench.sizes.precision or bench.device == "cuda"]
-        for precision in precisions:
+        for precision in bench.sizes.precisions:
             request = bench.request(backend, precision=precision)
             speed = bench.speed(request)
             if isinstance(speed, str):
                 rows.append([backend, precision, "", "", speed.replace("|", "/")])
                 continue
             speeds[request] = speed
-            share = speed / (allowed if precision == bench.sizes.precision else bench.least(request))
-            rows.append([backend, precision, f"{speed:.1f}", f"{share:.2f}", ""])
+            rows.append([backend, precision, f"{speed:.3g}", f"{speed / bench.least(request):.2f}", ""])
     bench.best = max(speeds, key=speeds.get, default=None)
     bench.facts["ladder"] = rows
     if bench.best:
@@ -177,28 +181,35 @@ def fastest(bench):
 
 
 def sweep(bench):
-    """Tile, batch and output stride of the fastest engine; scene pixels count what halos cost."""
-    sizes, best, rows = bench.sizes, fastest(bench), []
-    for stride, tile, batch in product(sizes.strides, sizes.tiles, sizes.batches):
-        request = bench.request(best.backend, precision=best.precision, tile=tile, batch=batch)
+    """The fastest engine with one thing changed at a time; scene pixels count what halos cost."""
+    best, rows = fastest(bench), []
+    for stride, precision, tile, batch in _points(bench.sizes, best.precision):
+        request = bench.request(best.backend, precision=precision, tile=tile, batch=batch)
         speed = bench.speed(request, stride)
         if isinstance(speed, str):
-            rows.append([stride, tile, batch, "", "", "", speed.replace("|", "/")])
+            rows.append([stride, precision, tile, batch, "", "", "", speed.replace("|", "/")])
             continue
-        net = speed * ((tile - 2 * HALO[bench.device]) / tile) ** 2
-        rows.append(
-            [stride, tile, batch, f"{speed:.1f}", f"{net:.1f}", f"{speed / bench.least(request, stride):.2f}", ""]
-        )
+        scene = speed * ((tile - 2 * HALO[bench.device]) / tile) ** 2
+        share = f"{speed / bench.least(request, stride):.2f}"
+        rows.append([stride, precision, tile, batch, f"{speed:.3g}", f"{scene:.3g}", share, ""])
     bench.facts["sweep"] = rows
-    head = ["output stride", "tile", "batch", "network Mpx/s", "scene Mpx/s", "share of the roofline", "or why not"]
-    return f"{best.backend} {best.precision}.\n\n" + table(head, rows)
+    head = ["output stride", "precision", "tile", "batch", "network Mpx/s", "scene Mpx/s", "share of the roofline"]
+    return f"{best.backend}.\n\n" + table([*head, "or why not"], rows)
+
+
+def _points(sizes, precision):
+    """Output stride, precision, tile and batch: the usual ones, then each of them changed; compiling takes minutes."""
+    usual = (USUAL_STRIDE, precision, sizes.tile, sizes.batch)
+    choices = (sizes.strides, sizes.precisions, sizes.tiles, sizes.batches)
+    changed = ((*usual[:i], choice, *usual[i + 1 :]) for i, others in enumerate(choices) for choice in others)
+    return dict.fromkeys([usual, *changed])
 
 
 def stages(bench):
     """Copies and the network, each by itself, timed on the device; then PyTorch's own profile of the network."""
     sizes, device = bench.sizes, bench.device
     bundle = open_bundle(bench.bundle())
-    serve = signed_graph(laid_out(served(bundle, EAGER), sizes.precision), "uint8").to(device)
+    serve = signed_graph(laid_out(served(bundle, EAGER), sizes.precisions[0]), "uint8").to(device)
     probe = next(probes(bundle, sizes.tile, "uint8")).batch
     host = [part.repeat(sizes.batch, *[1] * (part.ndim - 1)) if part.ndim > 1 else part for part in tensors(probe)]
     host = [part.pin_memory() for part in host] if device == "cuda" else host
@@ -215,7 +226,7 @@ def stages(bench):
         operators = _profile(lambda: serve(*held), device)
     megapixels, total = sizes.batch * sizes.tile**2 / 1e6, sum(seconds.values())
     rows = [
-        [name, f"{1e3 * value:.3f}", f"{100 * value / total:.1f} %", f"{megapixels / value:.0f}"]
+        [name, f"{1e3 * value:.3f}", f"{100 * value / total:.1f} %", f"{megapixels / value:.3g}"]
         for name, value in seconds.items()
     ]
     bench.facts["stages"] = {"seconds": seconds, "operators": operators}
@@ -255,7 +266,8 @@ def path(bench):
     shares = [one["alone"]["wall"] / one["phase"]["wall"] for one in facts["rounds"]]
     megapixels = sizes.scene**2 / 1e6
     speeds = [megapixels / one["phase"]["wall"] for one in facts["rounds"]]
-    rows = [["image.zarr to mask.zarr", spread(speeds), spread(shares, 3), "", "", ""]]
+    digits = 1 if bench.device == "cuda" else 3
+    rows = [["image.zarr to mask.zarr", spread(speeds, digits), spread(shares, 3), "", "", ""]]
     for name, scene in scenes.items():
         rows.append(_file(bench, job, name, scene))
     bench.facts["path"] = {"zarr": facts, "rows": rows}
@@ -284,7 +296,7 @@ def _file(bench, job, name, scene):
     seconds, limit = found["seconds"], found["limit"]
     waited = f"{seconds['waiting_for_input']:.2f} s"
     wall = facts["wall"] - seconds["start"]
-    return [name, f"{megapixels / wall:.1f}", "", f"{100 * found['engine_share']:.0f} %", waited, limit]
+    return [name, f"{megapixels / wall:.3g}", "", f"{100 * found['engine_share']:.0f} %", waited, limit]
 
 
 def _scenes(bench):
