@@ -6,7 +6,10 @@ PUBLIC := torchvision==0.29.1 timm==1.0.31 segmentation-models-pytorch==0.6.0 fa
 	pretrainedmodels==0.7.4
 PUBLIC_NEEDS := six munch tqdm requests urllib3 charset-normalizer idna certifi huggingface-hub httpx2 httpcore2 truststore
 
-.PHONY: setup demo lint test test-slow test-nasty parity models quality bench clean
+OTHERS := geo-inference==3.2.4 xarray==2026.9.0 rioxarray==0.19.0 ttach==0.0.3 hydra-core==1.3.8 omegaconf==2.4.0 \
+	antlr4-python3-runtime==4.9.3 rtree==1.4.1 requests==2.34.2 colorlog==6.7.0 tqdm==4.70.1
+
+.PHONY: setup demo lint test test-slow test-nasty test-gpu parity models quality bench bench-gpu clean
 
 setup: .venv/.done  ## a virtual environment with pinned versions and this project in it
 
@@ -33,9 +36,12 @@ test-slow: setup  ## every network with every decoder and output stride, exporte
 test-nasty: setup  ## every file of the nasty archive, in processes of their own; writes docs/nasty.md
 	$(BIN)/python -m tests.nasty
 
+test-gpu: setup  ## what needs an NVIDIA GPU
+	$(BIN)/python -m pytest -m gpu
+
 parity: setup  ## our Inception networks beside the public packages with the same weights, to the last digits
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/parity $(PUBLIC) $(PUBLIC_NEEDS)
-	PYTHONPATH=build/parity $(BIN)/python -m pytest -rA tests/test_public_packages.py
+	PYTHONPATH=build/parity $(BIN)/python -m pytest -rA -m "parity or not slow" tests/test_public_packages.py tests/test_smp_import.py
 
 models: setup  ## the tables of docs/models.md: trainings, speed, memory; about two hours, kept in runs/zoo
 	$(BIN)/python -m tests.zoo
@@ -46,7 +52,11 @@ quality: setup  ## the tables of docs/quality.md: trainings beside another libra
 
 bench: setup  ## every figure of docs/performance.md: Markdown, and JSON in runs/bench.json
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,rtx,bench]"
-	$(BIN)/python -m tests.bench
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/others $(OTHERS)
+	PYTHONPATH=build/others $(BIN)/python -m tests.bench
+
+bench-gpu: setup  ## everything about a GPU; without one, the same steps on the processor with small sizes
+	$(BIN)/python -m tests.bench gpu
 
 clean:
 	rm -rf .venv demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from models.engines.base import EngineRequest
 
 engines = typer.Typer(
-    no_args_is_help=True, rich_markup_mode="markdown", help="Engines: what runs a network here, how true, how fast."
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="What can run a network here, how true it is, and how fast.",
+    epilog="Examples: `widefield engines list` · `widefield engines check --bundle examples/bundles/buildings`",
 )
 
 Tile = Annotated[int | None, typer.Option(min=1, help="One of the bundle's, in pixels; the smallest if not given.")]
