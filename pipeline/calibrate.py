@@ -132,7 +132,7 @@ class Forecast:
                 f"{work.pixels / 1e6:,.1f} Mpx, {work.network_pixels / max(work.pixels, 1):.2f} network pixels each",
             ),
             ("time", f"about {duration(self.seconds)} ({speed:.2f} Mpx/s)"),
-            ("core time", f"about {self.core_seconds / 3600:.2f} core-hours"),
+            ("core time", f"about {self.core_seconds / 3600:.3g} core-hours"),
             ("results", f"about {self.written_bytes / 1e9:.2f} GB"),
             *staged,
         ]
