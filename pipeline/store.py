@@ -42,8 +42,8 @@ from pipeline.shards import (
 SCHEMA = 1
 NODATA = 255
 IMAGE_CHUNK = 256
-"""Edge of a chunk of image.zarr, in pixels: a block with its rim touches 1.4 times its pixels in such chunks, twice as
-many in chunks of 512."""
+"""Edge of a chunk of image.zarr, in pixels: a block of two cores with its rim touches 1.6 times its pixels in such
+chunks, 2.3 times in chunks of 512."""
 IMAGE_SHARD = 2048
 """Edge of a shard of image.zarr, in pixels."""
 
