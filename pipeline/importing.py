@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 LARGEST = 256
 """Edge of a crop that is kept, in pixels."""
 NOISE = 1024
-"""Least edge of the image on which a network of a stated halo must be local, in pixels."""
-CORNER = 16
-"""Parts of that edge, of which one, down and across, is changed."""
+"""Edge of the image on which a network of a stated halo must be local, in pixels."""
 HEAD = 1 << 14
 """Bytes left for the names of the crops."""
 
@@ -110,11 +108,10 @@ def _check_local(candidate: Bundle, scenes: Sequence[SceneAddress], within: floa
     from pipeline.resources import cores
 
     spec = candidate.spec
-    edge = max(NOISE, 8 * spec.halo) // spec.stride * spec.stride
+    edge = NOISE // spec.stride * spec.stride
     crop = probe.crop_of(scenes[0], spec, edge) if scenes else _noise(spec, edge)
     tell(f"{crop.name}: is anything felt that is far away?")
-    corner = spec.model_copy(update={"stride": edge // CORNER})  # a mean over the image would drown a smaller one
-    far = probe.influence(predictor(candidate, cores()), crop, corner)
+    far = probe.influence(predictor(candidate, cores()), crop, spec)
     problem = probe.Halos((), within, far).problem if far > probe.HUSH else None
     if problem is not None:
         raise ProbeError(problem)
