@@ -5,7 +5,7 @@ the same precision and threads, loaded beforehand, from a file to a mask. The se
 differ from one prediction of the whole image by the same engine. The part of the scene is one that tiles of all sizes
 cover without much waste.
 
-`python -m tests.bench blending-memory [whole]`: peak memory for 8 classes.
+`python -m tests.bench blending-memory [whole|smoke]`: peak memory for 8 classes.
 """
 
 import tempfile
@@ -186,8 +186,9 @@ def memory(size="window"):
         bundle = he_bundle(scratch, "inception_v1", classes=CLASSES, bands=1)
         job = {"job": "segment", "scene": str(world()), "bundle": str(bundle), "engine": "auto", "stage": None}
         job |= {"executor": "serial", "out": f"{scratch}/out"}
+        part = {"whole": {}, "window": {"window": PART}, "smoke": {"window": PART[:2] + SMOKE["window"][2:]}}[size]
+        job |= {"tile": SMOKE["tile"]} if size == "smoke" else {}
         planned = watch(job | {"only_plan": True}).answer["planned"]
-        part = {} if size == "whole" else {"window": PART}
         watch(job | part | {"only_plan": True})
         ours = max(watch(job | part).peaks.values())
     theirs = [watch({"job": "sliding.memory", "edge": edge, "classes": CLASSES}).answer["peak"] for edge in EDGES]
@@ -197,8 +198,9 @@ def memory(size="window"):
     reached = f"{share:.3f} ({verdict(share, WANTED['memory'], least=False)})"
     told = [("peak memory, 648 Mpx of 8 classes, share of MONAI's", f"at most {WANTED['memory']}", reached)]
     facts = {"ours": ours, "planned": planned, "monai": dict(zip(map(str, EDGES), theirs, strict=True))}
-    record("blending-memory", facts | {"bytes_per_pixel": slope, "extrapolated": large}, told)
-    what = "648 Mpx" if size == "whole" else "a part of 17 Mpx"
+    if size != "smoke":
+        record("blending-memory", facts | {"bytes_per_pixel": slope, "extrapolated": large}, told)
+    what = {"whole": "648 Mpx", "window": "a part of 17 Mpx", "smoke": "a part of 0.5 Mpx"}[size]
     rows = [[f"widefield, {what}", f"{ours / MIB:.0f}", f"measured; planned for 648 Mpx: {planned / MIB:.0f}"]]
     for edge, peak in zip(EDGES, theirs, strict=True):
         rows.append([f"MONAI, {edge**2 / 1e6:.0f} Mpx", f"{peak / MIB:.0f}", "measured"])

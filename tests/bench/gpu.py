@@ -123,7 +123,8 @@ def run(*steps):
         for name in steps or STEPS:
             texts += [f"### {name}\n", STEPS[name](bench)]
             bench.facts["text"] = "\n".join(texts)
-            record("gpu", bench.facts, bench.told)  # after each step: a machine may be taken away
+            headline = bench.told if bench.device == "cuda" else ()
+            record("gpu", bench.facts, headline)  # after each step: a machine may be taken away
             sys.stderr.write(f"{name} done\n")
     return "\n".join(texts)
 
@@ -166,7 +167,7 @@ def ladder(bench):
     if bench.best:
         share = speeds[bench.best] / bench.least(bench.best)
         reached = f"{share:.2f} ({verdict(share, WANTED['roofline'], least=True)})"
-        name = f"{bench.best.backend} {bench.best.precision}, share of the roofline ({bench.device})"
+        name = f"{bench.best.backend} {bench.best.precision}, share of the roofline"
         bench.told.append((name, f"at least {WANTED['roofline']}", reached))
     return table(["engine", "precision", "network Mpx/s", "share of the roofline", "or why not"], rows)
 
@@ -274,7 +275,7 @@ def path(bench):
     reached = verdict(median(shares), WANTED["zarr"], least=True)
     bench.told.append(
         (
-            f"zarr to mask, share of the engine's speed ({bench.device})",
+            "zarr to mask on a GPU, share of the engine's speed",
             f"at least {WANTED['zarr']}",
             f"{spread(shares, 3)} ({reached})",
         )
