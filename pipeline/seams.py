@@ -74,6 +74,11 @@ class Seams:
         return self.near.share / self.interior.share if self.interior.differ else None
 
     @property
+    def share(self) -> float:
+        """Of all pixels, those that differ, near borders or not."""
+        return (self.near + self.interior).share
+
+    @property
     def passed(self) -> bool:
         """Whether labels near borders differ hardly more often than elsewhere, or less often than a halo may cost."""
         return self.near.share <= PROMISE or (self.ratio is not None and self.ratio <= RATIO)
@@ -82,7 +87,10 @@ class Seams:
         """What was found, for people."""
         parts = " and ".join(
             f"{100 * part.share:.4f} % of {part.pixels:,} pixels {where}"
-            for part, where in ((self.near, f"within {REACH} px of borders"), (self.interior, "in interiors"))
+            for part, where in (
+                (self.near, f"within {REACH} px of borders"),
+                (self.interior, f"in interiors ({100 * self.share:.4f} % of all)"),
+            )
         )
         alone = "no interior pixel differs" if self.interior.pixels else "cores are too small to have interiors"
         times = alone if self.ratio is None else f"ratio {self.ratio:.2f}"
@@ -91,7 +99,7 @@ class Seams:
 
     def to_json(self) -> dict[str, Any]:
         """For scripts."""
-        return {**asdict(self), "ratio": self.ratio, "passed": self.passed}
+        return {**asdict(self), "share": self.share, "ratio": self.ratio, "passed": self.passed}
 
 
 def seams(
