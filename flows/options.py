@@ -89,9 +89,7 @@ class RunOptions:
     ] = None
     engine: Annotated[
         EngineName,
-        typer.Option(
-            help="What runs the network; `auto`: the fastest that passes; `null`: the pipeline alone."
-        ),
+        typer.Option(help="What runs the network; `auto`: the fastest that passes; `null`: the pipeline alone."),
     ] = "auto"
     precision: Annotated[
         PrecisionName,
@@ -108,9 +106,7 @@ class RunOptions:
     ] = False
     probabilities: Annotated[
         str | None,
-        typer.Option(
-            help="Also publish probabilities of these classes, with commas between; `all`: each."
-        ),
+        typer.Option(help="Also publish probabilities of these classes, with commas between; `all`: each."),
     ] = None
     stage: Annotated[
         Literal["always", "auto", "never"],

@@ -92,7 +92,7 @@ def write_item(
     assets: Sequence[str],
     cell: int = 1,
 ) -> Path:
-    """Write `folder/item.json` over the `assets` (names that `asset_of` knows), with the size and checksum each has now.
+    """Write `folder/item.json` over the `assets` (names that `asset_of` knows), with each one's size and checksum now.
 
     `facts` is the content of `run.json`: `finished`, `scene`, `bundle`, `engine` and `versions` are used.
     `georef`, `height` and `width` are the scene's, whose outline is the item's geometry. One pixel of the rasters
