@@ -7,7 +7,6 @@ import time
 from collections import defaultdict, deque
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -120,8 +119,7 @@ def _phase(plan, run):
 def _batches(plan, run):
     """What the phase hands to the engine, each array in one piece."""
     with open_source(plan, run) as source:
-        extents = ((window, plan.grid.source(window)) for window in plan.blocks)
-        blocks = (worker._Block.read(plan, run, window, partial(source.read, extent)) for window, extent in extents)
+        blocks = (worker._Block.read(plan, run, source, window) for window in plan.blocks)
         for batch in worker._batches(plan.engine.batch, blocks, deque(), lambda _: None):
             yield replace(batch, pixels=np.array(batch.pixels, order="C"), valid=np.array(batch.valid, order="C"))
 
