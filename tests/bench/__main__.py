@@ -44,7 +44,7 @@ BENCHES = {
     "cog": cog.run,
     "disk": disk.run,
     "archive": archive.run,
-    "memory": memory.run,
+    **memory.BENCHES,
     "halo": halo.run,
     "training": training.run,
     "gpu": gpu.run,

@@ -17,28 +17,45 @@ LIMITS = {1152: 4.5, 2048: 12.0}
 """GiB that a worker may take with the largest network, by tile."""
 PART = (0, 0, 2048, 4096)
 """Part of the drone scene for it: a few tiles."""
+HEAD = ["what", "tile", "(tile/core)^2", "planned MiB", "peak MiB by run.json", "worst process MiB"]
+HEAD += ["wanted GiB", "planned GiB", "reached"]
 
 
-def run(*tiles):
-    """Markdown: the worst process of each run; `tiles` for the largest network, by default all."""
+def run():
+    """Markdown: the worst process of each run with the `null` engine."""
     with tempfile.TemporaryDirectory(prefix="widefield-bench-") as scratch:
-        grey = grey_bundle(Path(scratch))
+        bundle = grey_bundle(Path(scratch))
         cases = [(executor, stage) for executor in EXECUTORS for stage in (True, False)]
-        facts = [_case(grey, Path(scratch), executor, stage=stage) for executor, stage in cases]
-        engines = [_engine(f"648 Mpx, {name}", world(), None, grey, scratch, engine=name) for name in ENGINES]
-        scene, bundle = mosaic(Path(scratch)), he_bundle(scratch, LARGEST)
-        for tile in map(int, tiles or LIMITS):
-            name = f"8 Mpx, {LARGEST}, openvino"
-            engines.append(_engine(name, scene, PART, bundle, scratch, engine="openvino", tile=tile))
-    rows = [_engine_row(fact) for fact in engines]
-    told = f"planned memory of a worker with {LARGEST}, GiB, at (tile/core)^2 of "
-    record("memory", {"pipeline": facts, "engines": engines}, [
-        (f"{told}{row[2]}", f"at most {row[6]}", row[7]) for row in rows if row[6]
-    ])  # fmt: skip
+        facts = [_case(bundle, Path(scratch), executor, stage=stage) for executor, stage in cases]
+    record("memory", facts)
     head = ["executor", "staged", "planned MiB", *(f"{name}: peak MiB" for name in SCENES), "peaks' ratio", "worst"]
-    second = ["what", "tile", "(tile/core)^2", "planned MiB", "peak MiB by run.json", "worst process MiB",
-              "wanted GiB", "planned GiB", "reached"]  # fmt: skip
-    return table(head, map(_row, facts)) + "\n" + table(second, rows)
+    return table(head, map(_row, facts))
+
+
+def engines(*names):
+    """Markdown: real engines on the large scene, by default all."""
+    with tempfile.TemporaryDirectory(prefix="widefield-bench-") as scratch:
+        bundle = grey_bundle(Path(scratch))
+        facts = [_engine(f"648 Mpx, {name}", world(), None, bundle, scratch, engine=name) for name in names or ENGINES]
+    rows = [_engine_row(fact) for fact in facts]
+    told = "peak memory of a worker over 648 Mpx by run.json, MiB: "
+    record("memory-engines", facts, [(told + row[0], f"at most {row[3]} (planned)", row[4]) for row in rows])
+    return table(HEAD, rows)
+
+
+def largest(*tiles):
+    """Markdown: the largest network, at each of `tiles`."""
+    with tempfile.TemporaryDirectory(prefix="widefield-bench-") as scratch:
+        scene, bundle, name = mosaic(Path(scratch)), he_bundle(scratch, LARGEST), f"8 Mpx, {LARGEST}, openvino"
+        wanted = [int(tile) for tile in tiles] or LIMITS
+        facts = [_engine(name, scene, PART, bundle, scratch, engine="openvino", tile=tile) for tile in wanted]
+    rows = [_engine_row(fact) for fact in facts]
+    told = f"memory of a worker with {LARGEST}, planned, GiB, at (tile/core)^2 of "
+    record("memory-largest", facts, [(told + row[2], f"at most {row[6]}", row[7]) for row in rows])
+    return table(HEAD, rows)
+
+
+BENCHES = {"memory": run, "memory-engines": engines, "memory-largest": largest}
 
 
 def _engine(name, scene, window, bundle, scratch, **chosen):
