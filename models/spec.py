@@ -248,15 +248,15 @@ def probability_of(plane: str, classes: Sequence[Class]) -> int | None:
 
 
 def check_planes(planes: Sequence[str], classes: Sequence[Class]) -> None:
-    """Planes exist, and each is named once.
+    """Planes exist, each is named once, and `labels`, of which coverage, areas and the mask are made, is among them.
 
     Raises:
-        ValueError: they don't, or there are none.
+        ValueError: it is not so.
     """
     for plane in planes:
         probability_of(plane, classes)
-    if not planes or len(set(planes)) < len(planes):
-        raise ValueError(f"planes {', '.join(planes) or 'none'}: name one at least, and each once")
+    if "labels" not in planes or len(set(planes)) < len(planes):
+        raise ValueError(f"planes {', '.join(planes) or 'none'}: name labels at least, and each once")
 
 
 def check_objects(objects: tuple[int, ...], boundary: int | None, classes: int) -> None:

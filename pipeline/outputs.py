@@ -12,6 +12,7 @@ from pipeline.errors import UnreadableError
 from pipeline.ledger import Ledger
 from pipeline.plan import Plan
 from pipeline.publish.cog import write_cog
+from pipeline.publish.files import SIDECAR
 from pipeline.publish.preview import write_preview
 from pipeline.publish.stac import write_item
 from pipeline.publish.style import write_qml
@@ -23,7 +24,7 @@ PLAN, MASK, LEDGER, STAGED, RUN = "plan.json", "mask.zarr", "ledger", "image.zar
 """Names inside a run's folder; `STAGED` is a link into the cache of staged scenes, gone once the run is published."""
 ITEM = "item.json"
 
-ASSETS = ("mask.tif", "mask.tif.aux.xml", "confidence.tif", "preview.png", "mask.qml", RUN)
+ASSETS = ("mask.tif", "mask.tif" + SIDECAR, "confidence.tif", "preview.png", "mask.qml", RUN)
 """Published files that the STAC item lists, where they exist."""
 
 
@@ -31,7 +32,7 @@ def sidecars(plan: Plan) -> Iterator[str]:
     """Files that are listed too if they are written, for a CRS that GeoTIFF cannot hold; later a GIS may put some there
     for its own ends.
     """
-    return (f"{raster_of(plane)}.aux.xml" for plane in plan.spec.planes if plane != "labels")
+    return (raster_of(plane) + SIDECAR for plane in plan.spec.planes if plane != "labels")
 
 
 def open_source(plan: Plan, run: Path) -> Source:

@@ -121,6 +121,15 @@ def test_confidence_declares_its_scale(tmp_path):
     assert confidence["bands"] == [{"name": "confidence"}]
 
 
+def test_each_probability_has_a_raster_and_its_sidecar_is_metadata_under_a_key_of_its_own(tmp_path):
+    names = [f"{plane}.tif{suffix}" for plane in ("confidence", "probability-roof") for suffix in ("", ".aux.xml")]
+    assets = item(tmp_path, UTM, names)["assets"]
+    assert list(assets) == ["confidence", "place", "probability-roof", "place-probability-roof"]
+    raster, sidecar = assets["probability-roof"], assets["place-probability-roof"]
+    assert (raster["bands"], raster["roles"]) == ([{"name": "probability-roof"}], ["data"])
+    assert (sidecar["type"], sidecar["roles"], sidecar.get("bands")) == ("application/xml", ["metadata"], None)
+
+
 def test_the_item_says_when_by_what_and_from_what_it_was_made(tmp_path):
     written = item(tmp_path, UTM)
     properties = written["properties"]

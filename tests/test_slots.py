@@ -69,6 +69,26 @@ def test_what_was_started_is_waited_for_when_the_consumer_stops():
     assert waited == [0, 1]
 
 
+@pytest.mark.parametrize("stop", [lambda planes: planes.close(), list])
+def test_all_that_was_started_is_waited_for_although_some_of_it_fails_and_the_first_failure_is_told(stop):
+    waited = []
+
+    def start(i):
+        def wait():
+            waited.append(i)
+            if i:
+                raise EngineError(f"batch {i} failed")
+            return i
+
+        return wait
+
+    planes = overlapped(range(9), start, slots=4)
+    assert next(planes) == 0
+    with pytest.raises(EngineError, match="batch 1 failed"):
+        stop(planes)
+    assert waited[:4] == [0, 1, 2, 3]
+
+
 class Clock:
     """Time that passes when it is told to."""
 

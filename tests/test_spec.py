@@ -35,8 +35,9 @@ def test_a_plane_of_a_class_is_known_by_the_name_of_the_class():
     [
         (("labels", "logits"), "plane logits: planes are labels, confidence, probability-no, probability-yes"),
         (("labels", "probability-perhaps"), "plane probability-perhaps"),
-        (("labels", "labels"), "name one at least, and each once"),
-        ((), "planes none: name one at least"),
+        (("labels", "labels"), "planes labels, labels: name labels at least, and each once"),
+        (("confidence", "probability-no"), "planes confidence, probability-no: name labels at least"),
+        ((), "planes none: name labels at least"),
     ],
 )
 def test_planes_that_do_not_exist_are_refused(planes, message):

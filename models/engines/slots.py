@@ -50,7 +50,8 @@ def overlapped(
     """Planes in the order of `batches`, with at most `slots` started and not yet collected.
 
     `start` begins a batch, telling `meter` of it, and returns the function that waits for its planes. When the consumer
-    stops early, what was started is waited for, so that no buffer is released under a computation.
+    stops early, or a batch fails, all that was started is waited for, so that no buffer is released under a
+    computation; then the first failure is raised.
     """
     meter = meter or Meter()
     running: deque[Callable[[], Planes]] = deque()
@@ -67,9 +68,24 @@ def overlapped(
                     yield from _collected(running, meter)
             while running:
                 yield from _collected(running, meter)
-        finally:
-            for wait in running:
-                wait()
+        except GeneratorExit:
+            if failures := _failures(running):
+                raise failures[0] from None
+            raise
+        except BaseException:
+            _failures(running)
+            raise
+
+
+def _failures(running: Iterable[Callable[[], Planes]]) -> list[Exception]:
+    """What comes of batches that nobody asks for any more: each is waited for, also where one before it failed."""
+    failures: list[Exception] = []
+    for wait in running:
+        try:
+            wait()
+        except Exception as error:  # noqa: BLE001 - an engine may raise anything, and the next must be waited for
+            failures.append(error)
+    return failures
 
 
 def _collected(running: deque[Callable[[], Planes]], meter: Meter) -> Iterator[Planes]:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from pipeline.georef import Georef
 from pipeline.grid import in_cells
 from pipeline.publish.classes import Legend, label, legend_of, number
 from pipeline.publish.cog import CONFIDENCE_STEPS
-from pipeline.publish.files import write_text
+from pipeline.publish.files import SIDECAR, write_text
 from pipeline.publish.geometry import geojson
 
 SCHEMA = 1
@@ -50,7 +50,7 @@ ASSETS: Mapping[str, Asset] = {
     "mask.tif": Asset(
         "mask", "Class of each pixel", _COG, "data", "labels", "Class of each square of {0} x {0} pixels of the scene"
     ),
-    "mask.tif.aux.xml": Asset("names", "Class names as GDAL reads them", "application/xml", "metadata"),
+    "mask.tif" + SIDECAR: Asset("names", "Class names as GDAL reads them", "application/xml", "metadata"),
     "confidence.tif": Asset(
         "confidence",
         "Probability of each pixel's class",
@@ -59,7 +59,7 @@ ASSETS: Mapping[str, Asset] = {
         "confidence",
         "Probability of the class of each square of {0} x {0} pixels of the scene",
     ),
-    "confidence.tif.aux.xml": Asset("place", "CRS that GeoTIFF cannot hold", "application/xml", "metadata"),
+    "confidence.tif" + SIDECAR: Asset("place", "CRS that GeoTIFF cannot hold", "application/xml", "metadata"),
     "preview.png": Asset("preview", "Scene, mask and legend", "image/png", "overview"),
     "mask.qml": Asset("style", "QGIS style of the mask", "application/xml", "metadata"),
     "run.json": Asset("run", "Provenance, coverage and figures of the run", "application/json", "metadata"),
@@ -68,14 +68,18 @@ ASSETS: Mapping[str, Asset] = {
 
 
 def asset_of(name: str) -> Asset:
-    """What is told about a published file; `probability-<class>.tif` is the raster of that plane.
+    """What is told about a published file; `probability-<class>.tif` is the raster of that plane, and may have a
+    sidecar as confidence's has.
 
     Raises:
         KeyError: nothing of that name is published.
     """
-    plane = name.removesuffix(".tif")
+    raster = name.removesuffix(SIDECAR)
+    plane = raster.removesuffix(".tif")
     if name in ASSETS or not plane.startswith(PROBABILITY):
         return ASSETS[name]
+    if name != raster:
+        return replace(ASSETS["confidence.tif" + SIDECAR], key=f"place-{plane}")
     title = f"Probability of {plane.removeprefix(PROBABILITY)}"
     return Asset(plane, f"{title} at each pixel", _COG, "data", plane, title + " in each square of {0} x {0} pixels")
 
