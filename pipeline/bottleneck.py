@@ -20,7 +20,7 @@ class Spent:
     publish: float
     """Wall time from then to the last file."""
     workers: int
-    """Processes that segmented: each has an engine."""
+    """Processes that segmented side by side: each has an engine."""
     engine: Times
     """What their engines did."""
     start: float

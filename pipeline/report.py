@@ -45,6 +45,13 @@ class Effort:
     """Most threads of a worker that wrote blocks."""
     workers: set[str] = field(default_factory=set)
     """Names of the processes that segmented: each has an engine."""
+    places: int = 1
+    """Processes that the executor keeps alive at the same time."""
+
+    @property
+    def engines(self) -> int:
+        """Engines that worked side by side: a worker that died and came back has a second name, but no second place."""
+        return min(len(self.workers), self.places)
 
     def add(self, report: TaskReport) -> None:
         """Count one task in."""
@@ -185,7 +192,7 @@ def _bottleneck(plan: Plan, effort: Effort, seconds: Mapping[str, float]) -> dic
     spent = Spent(
         segment=seconds["segment"],
         publish=seconds["publish"],
-        workers=len(effort.workers),
+        workers=effort.engines,
         engine=effort.engine,
         start=effort.start,
         staging=sum(effort.staging.get(worker, 0.0) for worker in effort.workers),

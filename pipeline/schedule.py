@@ -46,9 +46,17 @@ class Schedule(Iterator[Task | StageTask | None]):
     fails again is set aside, and the others go on.
     """
 
-    def __init__(self, plan: Plan, run: Path, records: Mapping[tuple[int, int], BlockRecord], listen: Listener) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        run: Path,
+        records: Mapping[tuple[int, int], BlockRecord],
+        listen: Listener,
+        workers: int = 1,
+    ) -> None:
+        """`workers` do what comes from here, side by side."""
         self.plan, self.run, self.records, self.listen = plan, run, Packed(records), listen
-        self.effort = Effort()
+        self.effort = Effort(places=workers)
         self._tail = Tail(Ledger(run / LEDGER))
         self.failed: dict[Window, str] = {}
         self.resumed = sum(record.window.pixels for record in records.values())

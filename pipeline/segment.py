@@ -262,7 +262,7 @@ class _Run:
         """Do what is left and write every output; returns the facts of `run.json`."""
         plan, run, request = self.job.plan, self.job.run, self.job.request
         start = time.perf_counter()
-        schedule = Schedule(plan, run, self.job.records, self.listen)
+        schedule = Schedule(plan, run, self.job.records, self.listen, self.executor.workers)
         with (
             workshop.staged(plan, run, request.staged, keep=request.keep_staged),
             stop.current().watch(run),

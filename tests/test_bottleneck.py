@@ -4,6 +4,8 @@ import pytest
 
 from models.engines.meter import Times
 from pipeline.bottleneck import Spent
+from pipeline.report import Effort
+from pipeline.worker import TaskReport
 
 BUSY = Spent(
     segment=100.0,
@@ -92,6 +94,14 @@ def test_facts_hold_seconds_by_stage_and_speed():
         "start": 2.0, "stage": 0.0, "read": 50.0, "engine": 190.0, "waiting_for_input": 4.0, "waiting_for_output": 2.0,
         "handling": 1.0, "write": 20.0, "idle": 1.0, "publish": 2.0,
     }  # fmt: skip
+
+
+def test_a_worker_that_was_restarted_has_one_engine_under_two_names():
+    effort = Effort(places=2)
+    for name in ("a-1", "b-1", "b-2"):
+        effort.add(TaskReport(1.0, 0.0, 0, worker=name))
+    assert (len(effort.workers), effort.engines) == (3, 2)
+    assert Effort(places=4, workers={"a-1"}).engines == 1  # the others had nothing to segment
 
 
 def test_clocks_that_overlap_the_edges_of_the_wall_time_give_no_share_above_one():
