@@ -39,7 +39,7 @@ def import_(
         typer.Option(help="A scene that it is for (may be repeated): the halo is measured on it, crops are kept."),
     ] = None,
     within: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of pixels whose label a measured halo may change.")
+        float, typer.Option(min=0, max=1, help="Share of pixels near borders whose label a measured halo may change.")
     ] = 1e-4,
     memory: Annotated[float | None, typer.Option(help="GB that measuring the halo may take; what is free.")] = None,
     as_json: OneJson = False,

@@ -27,7 +27,9 @@ def probe(
     scenes: Annotated[list[str], typer.Argument(metavar="SCENE...", help="Rasters that the bundle is for.")],
     bundle: BundleDir,
     folder: Annotated[Path, typer.Option("--out", help="New folder for the bundle with the measured halo and tiles.")],
-    within: Annotated[float, typer.Option(min=0, max=1, help="Share of pixels whose label a halo may change.")] = 1e-4,
+    within: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of pixels near borders whose label a halo may change.")
+    ] = 1e-4,
     memory: Annotated[
         float | None,
         typer.Option(help="GB that a worker's engine, and the prediction of a crop, may take; what is free."),
@@ -41,8 +43,9 @@ def probe(
 ) -> None:
     """Measure a bundle's halo and tile on SCENE..., and write a bundle that has them.
 
-    The halo: tiles against the whole crop at once, in fp32; the smallest one that changes hardly any label. The tile:
-    the cheapest scene pixel that fits into memory. A network whose halo does not converge is refused.
+    The halo: tiles against the whole crop at once, in fp32; the smallest one that changes hardly any label within 16 px
+    of borders between cores, as `verify --seams` asks. The tile: the cheapest scene pixel that fits into memory. A
+    network whose halo does not converge is refused.
     """
     from models.bundle import open_bundle
     from models.engines.base import EngineRequest
@@ -80,7 +83,8 @@ def _tell(line: str) -> None:
 def _show(probed: "Probed") -> None:
     from rich.table import Table
 
-    halos = Table("tile", "halo", "labels that differ", "confidence off by 0.05", "network pixels a pixel")
+    shares = ("labels that differ near borders", "of all", "confidence off by 0.05")
+    halos = Table("tile", "halo", *shares, "network pixels a pixel")
     for row in probed.halos.rows:
         halos.add_row(*row.cells)
     out.print(halos)

@@ -1,8 +1,11 @@
 """Halo and tile by measurement: tiles against the whole image, and the speed of the engine over tiles and batches.
 
     crop of a scene ──► whole at once ─────────────────────┐
-                   └──► tile by tile, for each halo ──► share of pixels whose label differs ──► the halo
+                   └──► tile by tile, for each halo ──► labels that differ near borders ──► the halo
     tiles x batches ──► seconds and memory of the real engine ──► the cheapest pixel that fits ──► the tile
+
+What counts is the share of pixels near borders between cores, where a halo that is too small shows: the same pixels and
+the same share as `pipeline.seams` asks of a result. In a mean over all pixels, larger tiles would hide it.
 
 Both are properties of a model, so the choice goes into a new bundle of the same weights.
 """
@@ -27,11 +30,14 @@ from models.spec import ModelSpec
 from pipeline import resources
 from pipeline.errors import PlanError, ProbeError
 from pipeline.fit import check_fit, choose_bands, radiometry_for
-from pipeline.grid import TileGrid, Window, round_up
+from pipeline.grid import TileGrid, Window, near_borders, round_up
 from pipeline.scene import Scene, SceneAddress, open_scene
+from pipeline.seams import PROMISE, REACH, Counted
 
-WITHIN = 1e-4
-"""Share of pixels whose label a halo may change."""
+WITHIN = PROMISE
+"""Share of pixels near borders whose label a halo may change."""
+SEEN = 10
+"""Labels that would have to differ before a halo is found wanting: a share of too few pixels says nothing."""
 STEPS = (0, 1, 2, 3, 4, 6, 8, 12, 16)
 """Halos that are tried, in strides."""
 FAR = 4
@@ -98,17 +104,17 @@ class HaloRow:
 
     tile: int
     halo: int
-    pixels: int
-    """Valid pixels that were compared."""
-    labels: int
-    """Of these, those whose label differs from that of the whole image."""
+    near: Counted
+    """Valid pixels at most `REACH` px from a border between cores; those whose label is not that of the whole image."""
+    everywhere: Counted
+    """The same of all valid pixels."""
     confidence: int
-    """Those whose confidence differs by more than `OFF`."""
+    """Of these, those whose confidence differs by more than `OFF`."""
 
     @property
     def share(self) -> float:
-        """Of the pixels, those whose label differs."""
-        return self.labels / max(self.pixels, 1)
+        """Of the pixels near borders, those whose label differs."""
+        return self.near.share
 
     @property
     def overhead(self) -> float:
@@ -117,14 +123,15 @@ class HaloRow:
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """For a table: tile, halo, shares, overhead."""
-        shares = percent(self.share), percent(self.confidence / max(self.pixels, 1))
+        """For a table: tile, halo, shares of labels near borders, of all labels, of confidences, overhead."""
+        off = self.confidence / max(self.everywhere.pixels, 1)
+        shares = (percent(share) for share in (self.share, self.everywhere.share, off))
         return (str(self.tile), str(self.halo), *shares, f"{self.overhead:.2f}")
 
     def __add__(self, other: "HaloRow") -> "HaloRow":
         """Both together, of one tile and halo."""
-        counts = (getattr(self, name) + getattr(other, name) for name in ("pixels", "labels", "confidence"))
-        return HaloRow(self.tile, self.halo, *counts)
+        near, everywhere = self.near + other.near, self.everywhere + other.everywhere
+        return HaloRow(self.tile, self.halo, near, everywhere, self.confidence + other.confidence)
 
     def to_json(self) -> dict[str, Any]:
         """For scripts."""
@@ -143,7 +150,9 @@ class Halos:
 
     @property
     def halo(self) -> int | None:
-        """The smallest halo that keeps within the share, as all larger ones do; None if not even the largest does."""
+        """The smallest halo that keeps within the share near borders, as all larger ones do; None if not even the
+        largest does.
+        """
         found = None
         for row in reversed(self.rows):
             if row.share > self.within:
@@ -162,9 +171,10 @@ class Halos:
         if self.halo is None:
             last = self.rows[-1]
             return (
-                f"the halo does not converge: with {last.halo} px, {percent(last.share)} of labels still differ from "
-                f"those of the whole image, {percent(self.within)} are allowed: probe on larger scenes, which leave "
-                "room for larger halos, or allow more with --within"
+                f"the halo does not converge: with {last.halo} px, {percent(last.share)} of labels within "
+                f"{REACH} px of borders between cores still differ from those of the whole image, "
+                f"{percent(self.within)} are allowed: probe on larger scenes, which leave room for larger halos, or "
+                "allow more with --within"
             )
         return None
 
@@ -335,10 +345,10 @@ def halos_of(
         everything.append(whole(crop.batch(crop.window))[0])
     rows: list[HaloRow] = []
     for halo in halos:
-        row = HaloRow(tile, halo, 0, 0, 0)
+        row = HaloRow(tile, halo, Counted(), Counted(), 0)
         for crop, planes in zip(crops, everything, strict=True):
             row += compared(whole, crop, planes, TileGrid(*crop.shape, tile, halo, spec.stride), spec)
-        tell(f"tile {tile}, halo {halo}: {percent(row.share)} of labels differ")
+        tell(f"tile {tile}, halo {halo}: {percent(row.share)} of labels near borders differ")
         rows.append(row)
         if len(rows) > 1 and all(each.share <= within for each in rows[-2:]):
             break
@@ -369,8 +379,13 @@ def compared(whole: Whole, crop: Crop, everything: Planes, grid: TileGrid, spec:
     if "confidence" in planes:
         change = planes["confidence"].astype(np.int16) - wanted["confidence"]
         confidence = (np.abs(change) > OFF * CERTAIN) & crop.valid
-    counts = (int(np.count_nonzero(each)) for each in (crop.valid, labels, confidence))
-    return HaloRow(grid.tile, grid.halo, *counts)
+    near = near_borders(grid.scene, grid.core, REACH, grid.scene)
+    counted = (_counted(crop.valid & part, labels & part) for part in (near, np.True_))
+    return HaloRow(grid.tile, grid.halo, *counted, int(np.count_nonzero(confidence)))
+
+
+def _counted(valid: NDArray[np.bool_], differ: NDArray[np.bool_]) -> Counted:
+    return Counted(int(np.count_nonzero(valid)), int(np.count_nonzero(differ)))
 
 
 def tiled(whole: Whole, crop: Crop, grid: TileGrid) -> Planes:

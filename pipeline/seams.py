@@ -4,8 +4,13 @@
     shifted          |===============|===============|=========|     half a core on, down and across
 
 Each pixel near a border of one lattice lies deep inside a core of the other. Where context decides nothing but noise,
-both lattices disagree near borders as often as in the interiors. Windows of the two stores are compared one by one, so
-any size will do; the shift is a multiple of the network's stride, so that both see the same down-sampling phase.
+both lattices disagree near borders as often as in the interiors. Few networks get there: deep inside of two cores both
+see the same, and hardly ever disagree, so that whatever little a border changes is many times that. A ratio of 1.2
+alone is then out of reach for any halo short of the network's whole reach, at a price that nobody pays; so the share
+near borders also passes where it is within what a bundle's halo may cost, by which `pipeline.probe` chose it.
+
+Windows of the two stores are compared one by one, so any size will do; the shift is a multiple of the network's stride,
+so that both see the same down-sampling phase.
 """
 
 import tempfile
@@ -33,7 +38,7 @@ REACH = 16
 RATIO = 1.2
 """Largest allowed share of labels that differ near borders, as a multiple of that in the interiors."""
 PROMISE = 1e-4
-"""Share of labels that a bundle's halo may cost: near borders it counts as nothing."""
+"""Share of labels near borders that a bundle's halo may cost (`pipeline.probe`)."""
 WINDOW = 2048
 """Edge of what is compared at once, in pixels."""
 
