@@ -49,6 +49,24 @@ pages, the allocator's fragmentation."""
 
 
 @dataclass(frozen=True)
+class Room:
+    """What may be inside an engine and on its way into it at the same time: the memory is planned for this."""
+
+    batch: int
+    """Most tiles in a batch."""
+    batches: int
+    """Most batches in flight; the last of them is still being put together."""
+    blocks: int
+    """Most blocks whose tiles these hold: few where blocks are full of tiles, and one a batch at least."""
+
+    @classmethod
+    def of(cls, engine: EngineRecord, tiles: int) -> "Room":
+        """For an engine, and blocks of `tiles` tiles."""
+        batches = slots_of(engine) + (engine.target == "cuda")  # a ring has one more
+        return cls(engine.batch, batches, 1 + max(batches, -(-batches * engine.batch // tiles)))
+
+
+@dataclass(frozen=True)
 class Costs:
     """What a run takes, known before it starts."""
 
@@ -127,6 +145,11 @@ class Plan:
         if any(place):
             content["place"] = place
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def room(self) -> Room:
+        """What the engine may hold."""
+        return Room.of(self.engine, (self.block // self.grid.core) ** 2)
 
     @property
     def blocks(self) -> list[Window]:
@@ -299,21 +322,23 @@ def _costs(
     planes = len(spec.planes)
     rim = min(block + 2 * spec.halo + engine.tile - grid.core, max(grid.extent.height, grid.extent.width))
     source = min(rim, grid.extent.height) * min(rim, grid.extent.width) * pixel_bytes
-    owned = min(block, grid.height) * min(block, grid.width) * planes
+    pixels = min(block, grid.height) * min(block, grid.width)
     batch = engine.batch * engine.tile**2 * (pixel_bytes + planes)
-    # Blocks of which one is read, one cut into tiles, one written; and those whose tiles are in the engine.
-    slots = slots_of(engine) + (engine.target == "cuda")  # a ring has one more
-    held = 3 + -(-slots * engine.batch // (block // grid.core) ** 2)
-    segmenting = held * (source + owned) + (slots + 1) * batch
+    # One block is read, one written, the others are cut into tiles or in the engine.
+    room = Room.of(engine, (block // grid.core) ** 2)
+    segmenting = (2 + room.blocks) * (source + pixels * planes) + (room.batches + 1) * batch
     published = [np.dtype(legend_of(spec.classes).dtype).itemsize if plane == "labels" else 1 for plane in spec.planes]
     staging = 3 * max(window.pixels for window in stage_windows(scene)) * pixel_bytes if stage else 0
     # GDAL keeps the block it decodes, however large, and its compressed or wider form beside it.
     libraries = max(GDAL_CACHE, 2 * scene.block_bytes) + SLACK
-    room = min(
+    spare = min(
         (engine.peak_bytes + segmenting) // READ_SHARE, _limit(options) - engine.peak_bytes - segmenting - libraries
     )
-    more = max(min(room // (source + 2 * owned), _most_readers(options.workers) - 1), 0)
-    segmenting += more * (source + 2 * owned)
+    # One more reader has handles of its own; one more writer a block's planes, which of its pixels are valid, and a
+    # plane's shard in parts and in one piece.
+    another = source + pixels * planes + (0 if stage else 2 * scene.block_bytes) + pixels * (planes + 3)
+    more = max(min(spare // another, _most_readers(options.workers) - 1), 0)
+    segmenting += more * another
     return Costs(
         tiles=grid.tiles(block),
         overhead=grid.overhead(block),

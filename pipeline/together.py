@@ -152,13 +152,19 @@ class _Chunk:
         for job in jobs:
             by_engine[job.plan.engine.digest].append(job)
         for alike in by_engine.values():
-            try:
-                self._run(alike)
-            except Stopped:
-                raise
-            except Exception:  # noqa: BLE001 - one scene's fault: it is found scene by scene
+            if not self._run_all(alike):
                 self._one_by_one(alike)
         return [job for job in jobs if not _left(job, self._records[str(job.run)])]
+
+    def _run_all(self, jobs: Sequence[Job]) -> bool:
+        """Whether they went through together; if not, nothing of that is held any more."""
+        try:
+            self._run(jobs)
+        except Stopped:
+            raise
+        except Exception:  # noqa: BLE001 - one scene's fault: it is found scene by scene
+            return False
+        return True
 
     def _run(self, jobs: Sequence[Job]) -> None:
         tasks = [Task(str(job.run), tuple(left)) for job in jobs if (left := _left(job, self._records[str(job.run)]))]

@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from models.engines.base import Batch, Engine, EngineRecord
+from models.engines.base import Batch, Engine, EngineRecord, Planes
 from models.engines.meter import Meter, Times
 from models.spec import NODATA
 from pipeline import outputs, resources, store
@@ -32,7 +32,7 @@ from pipeline.grid import Core, Window
 from pipeline.ledger import BlockRecord, Ledger
 from pipeline.outputs import LEDGER, MASK, PLAN, STAGED, open_source
 from pipeline.pace import Pace
-from pipeline.plan import GDAL_CACHE, Plan
+from pipeline.plan import GDAL_CACHE, Plan, Room
 from pipeline.scene import Source
 from pipeline.staging import stage_window
 from pipeline.statistics import class_sums, confidence_bins
@@ -144,7 +144,7 @@ def _segment(task: Task) -> TaskReport:
     start, before = time.perf_counter() - began, engine.meter.times()
     records: list[BlockRecord] = []
     report = _timed("segment", lambda: records.extend(segment_blocks(task)), without=threads)
-    reading, writing = _paces(task.run)
+    reading, writing = _paces([task])
     return replace(
         report,
         records=tuple(records),
@@ -187,18 +187,20 @@ def segment_together(
         SceneError: a part of a scene cannot be read. Blocks yielded before stay recorded.
     """
     engine, _ = _engine(tasks[0].run)
-    reading, writing = _paces(tasks[0].run)
+    reading, writing = _paces(tasks)
+    room = min((_plan(task.run).room for task in tasks), key=lambda room: room.blocks)
+    flight: deque[_Tiles] = deque()
     with (
         contextlib.ExitStack() as sources,
         ThreadPoolExecutor(reading.most, "read") as readers,
         ThreadPoolExecutor(writing.most, "write") as writers,
     ):
-        flight: deque[_Tiles] = deque()
         behind = _Behind(writers, writing, engine.meter)
         blocks = _ahead(readers, _reading(tasks, sources, stopping), reading, engine.meter)
-        for planes in engine.map(_batches(_plan(tasks[0].run).engine.batch, blocks, flight, behind.write)):
-            _keep(flight.popleft(), planes, behind.write)
-            yield from behind.written()
+        with _mapped(engine, _batches(room, blocks, flight, behind.write)) as answers:
+            for planes in answers:
+                _keep(flight.popleft(), planes, behind.write)
+                yield from behind.written()
         with engine.meter.doing("output"):
             yield from behind.rest()
 
@@ -252,7 +254,7 @@ class _Block:
     """Folder of the run that it belongs to."""
     window: Window
     source: Window
-    """Scene pixels that were read: the union of the block's tiles."""
+    """Scene pixels that are held: the union of the block's tiles, and once these are computed, `window`."""
     pixels: NDArray[np.generic]
     """(C, H, W) of `source`, in the scene's own type."""
     valid: NDArray[np.bool_]
@@ -291,8 +293,9 @@ class _Block:
         return np.pad(pixels, ((0, 0), *rim), "reflect"), np.pad(valid, rim, "reflect")
 
     def release(self) -> None:
-        """Let go of the pixels: every tile has been computed."""
-        self.pixels = self.pixels[:, :0, :0].copy()
+        """Let go of what only tiles need: all of them have been computed."""
+        self.valid = self.valid[self.window.relative_to(self.source).slices].copy()
+        self.pixels, self.source = self.pixels[:, :0, :0].copy(), self.window
 
     def keep(self, core: Core, planes: NDArray[np.uint8]) -> None:
         """Copy what `core` owns out of a tile's planes (P, T, T); invalid pixels stay nodata."""
@@ -304,6 +307,17 @@ class _Block:
 
 _Tiles = list[tuple[_Block, Window]]
 """The tiles of one batch, in its order."""
+
+
+@contextlib.contextmanager
+def _mapped(engine: Engine, batches: Iterator[Batch]) -> Iterator[Iterator[Planes]]:
+    """What `engine.map` gives; at the end, also where something failed, nothing is in flight any more."""
+    planes = engine.map(batches)
+    try:
+        yield planes
+    finally:
+        if isinstance(planes, Generator):
+            planes.close()
 
 
 def _ahead(
@@ -352,25 +366,38 @@ class _Behind:
 
 
 def _batches(
-    size: int, blocks: Iterable[_Block], flight: deque[_Tiles], empty: Callable[[_Block], object]
+    room: Room, blocks: Iterable[_Block], flight: deque[_Tiles], empty: Callable[[_Block], object]
 ) -> Iterator[Batch]:
-    """Tiles of all blocks, at most `size` a batch, of one radiometry. A block without a valid pixel goes to `empty`:
-    it needs no engine.
+    """Tiles of all blocks in batches of one radiometry, full ones where blocks have many tiles. A block without a valid
+    pixel goes to `empty`: it needs no engine.
     """
     tiles: _Tiles = []
     for block in blocks:
         if not block.tiles:
             empty(block)
+        elif tiles and tiles[0][0].plan.radiometry != block.plan.radiometry:
+            yield _launch(tiles, flight)
+            tiles = []
         for tile in block.tiles:
-            if tiles and tiles[0][0].plan.radiometry != block.plan.radiometry:
-                yield _launch(tiles, flight)
-                tiles = []
             tiles.append((block, tile))
-            if len(tiles) == size:
+            if len(tiles) == room.batch:
                 yield _launch(tiles, flight)
                 tiles = []
+        if tiles and not _has_room(room, flight, tiles):
+            yield _launch(tiles, flight)
+            tiles = []
     if tiles:
         yield _launch(tiles, flight)
+
+
+def _has_room(room: Room, flight: Iterable[_Tiles], tiles: _Tiles) -> bool:
+    """Whether one more block may be read before `tiles` are launched: then each later batch still gets one of its own.
+
+    Blocks with little that is valid have few tiles each, and a full batch of these would hold more than was planned.
+    """
+    begun = [*flight, tiles]
+    held = {id(block) for batch in begun for block, _ in batch}
+    return len(held) + 1 + room.batches - len(begun) <= room.blocks
 
 
 def _launch(tiles: _Tiles, flight: deque[_Tiles]) -> Batch:
@@ -432,10 +459,15 @@ def _plan_as_of(path: Path, _changed: int) -> Plan:
     return Plan.load(path)
 
 
+def _paces(tasks: Sequence[Task]) -> tuple[Pace, Pace]:
+    """Of reading and of writing, with as many threads as all plans pay for."""
+    return _paces_of(tasks[0].run, min(_plan(task.run).costs.readers for task in tasks))
+
+
 @lru_cache(maxsize=16)
-def _paces(run: str) -> tuple[Pace, Pace]:
-    """Of reading and of writing: what one task of a run has found out, the next one goes on with."""
-    most = _plan(run).costs.readers
+def _paces_of(run: str, most: int) -> tuple[Pace, Pace]:
+    """What one task of a run has found out, the next one goes on with, unless the run was planned anew."""
+    del run
     return Pace("input", most), Pace("output", most)
 
 

@@ -211,6 +211,18 @@ def test_a_worker_reads_as_many_blocks_at_once_as_its_memory_and_cores_pay_for(s
     assert tight.peak_bytes < costs.peak_bytes
 
 
+def test_one_more_reader_and_writer_pay_for_a_handle_and_for_all_that_two_blocks_hold(tmp_path, monkeypatch):
+    path = write_tiff(tmp_path / "scene.tif", noise(3, 512, 512), tiled=True, blockxsize=256, blockysize=256)
+    costs = []
+    for cores in (2, 3):
+        monkeypatch.setattr("pipeline.resources.cores", lambda cores=cores: cores)
+        costs.append(plan_of(path, tmp_path, block=128).costs)
+    assert [cost.readers for cost in costs] == [2, 3]
+    read, handle = 256**2 * (3 + 1) + 128**2 * 2, 2 * 3 * 256**2
+    written = 128**2 * (2 + 1 + 2)  # two planes, which pixels are valid, and one shard twice
+    assert costs[1].peak_bytes - costs[0].peak_bytes == read + handle + written
+
+
 @pytest.mark.parametrize(("seconds", "blocks"), [(0.0, 16), (8.0, 2), (1.0, 15), (0.01, 64)])
 def test_a_task_takes_some_seconds_and_every_worker_gets_several(tmp_path, seconds, blocks):
     grid = TileGrid(64 * 16, 64 * 16, 128, 32, 32)
