@@ -1,13 +1,10 @@
 """A Dask cluster whose parts are processes of their own, so that each one's time and memory can be read.
 
-    scheduler process ◄──► worker processes, each with several workers of one thread
-            ▲
-            └── this process: the client alone
-
-`python -m tests.bench.cluster ADDRESS COUNT` is one process with COUNT workers.
+scheduler process ◄──► worker processes, each with several workers of one thread
+        ▲
+        └── this process: the client alone
 """
 
-import asyncio
 import os
 import subprocess
 import sys
@@ -57,9 +54,9 @@ def cluster(workers):
     host, port = address.removeprefix("tcp://").split(":")
     parts = [_process("distributed.cli.dask_scheduler", "--host", host, "--port", port, "--no-dashboard")]
     try:
-        shares = [len(range(number, workers, PROCESSES)) for number in range(min(workers, PROCESSES))]
-        parts += [_process("tests.bench.cluster", address, share) for share in shares]
-        with Client(address, timeout="30s", set_as_default=False) as client:
+        with Client(address, timeout="120s", set_as_default=False) as client:  # workers come once the scheduler is up
+            shares = [len(range(number, workers, PROCESSES)) for number in range(min(workers, PROCESSES))]
+            parts += [_process("tests.bench.answers", address, share) for share in shares]
             client.wait_for_workers(workers, timeout=120)
         yield Cluster(address, psutil.Process(parts[0].pid), psutil.Process())
     finally:
@@ -77,17 +74,3 @@ def _process(module, *arguments):
     return subprocess.Popen(
         command, cwd=ROOT, env=os.environ | threads, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-
-
-async def _work(address, count):
-    from distributed import Worker
-
-    workers = [
-        Worker(address, nthreads=1, memory_limit=None, dashboard=False, name=f"{os.getpid()}-{n}") for n in range(count)
-    ]
-    await asyncio.gather(*workers)
-    await asyncio.gather(*(worker.finished() for worker in workers))
-
-
-if __name__ == "__main__":
-    asyncio.run(_work(sys.argv[1], int(sys.argv[2])))

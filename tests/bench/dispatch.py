@@ -19,12 +19,11 @@ import rasterio
 
 from models.bundle import save_bundle
 from pipeline.executors import DaskExecutor
-from pipeline.ledger import BlockRecord
 from pipeline.plan import PlanOptions
 from pipeline.scene import SceneAddress
 from pipeline.schedule import Schedule
 from pipeline.segment import SegmentRequest, plan_request
-from pipeline.worker import TaskReport
+from tests.bench.answers import answer, nothing
 from tests.bench.cluster import cluster
 from tests.bench.common import MIB, record, spread, table, verdict
 from tests.drawn_bundle import drawn_network, drawn_spec
@@ -35,24 +34,6 @@ CLOCKS = ("wall", "cpu")
 BARE = {"fetched": "is fetched", "left": "stays where it is"}
 WANTED = 1.5
 """Times a bare submit."""
-
-
-def answer(task):
-    """The report of a task whose blocks took no time."""
-    return TaskReport(0.0, 0.0, 0, tuple(map(facts_of, task.windows)))
-
-
-def facts_of(window):
-    """A record as a block of one class leaves it."""
-    return BlockRecord(
-        window.row, window.col, window.height, window.width, "0" * 64, window.pixels, {0: window.pixels},
-        {0: window.pixels / 4}, (0,) * 15 + (window.pixels,), 1, {"read": 0.0, "wait": 0.0, "write": 0.0},
-    )  # fmt: skip
-
-
-def nothing(number):
-    """What a bare submit runs."""
-    return number
 
 
 def tiny_plan(folder, blocks, task_blocks=1):

@@ -6,7 +6,6 @@ tasks, and handing out tasks: the second, by tasks a second, holds for any numbe
 """
 
 import math
-import random
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,15 +15,15 @@ from pathlib import Path
 
 from pipeline.executors import DaskExecutor
 from pipeline.schedule import Schedule
-from pipeline.worker import TaskReport
 from tests.bench import plots
+from tests.bench.answers import nap
 from tests.bench.cluster import cluster
 from tests.bench.common import ROOT, record, table
-from tests.bench.dispatch import facts_of, tiny_plan
+from tests.bench.dispatch import tiny_plan
 
 WORKERS = (1, 2, 4, 8, 16, 32, 64)
-SECONDS, SIGMA = 0.4, 0.3
-"""Mean of a task, and the spread of its logarithm."""
+SECONDS = 0.4
+"""Mean of a task."""
 TASKS, SCENES = 10, 3
 """Tasks a worker of one scene, and scenes of an archive."""
 LENGTHS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
@@ -34,13 +33,6 @@ LASTING = 4.0
 CASES = {"1,000 workers, tasks of 15 s (CPU)": 1000 / 15, "1,000 workers, tasks of 2 s (GPU)": 1000 / 2}
 """Tasks a second that are asked for."""
 IMAGE = ROOT / "docs" / "simulation.png"
-
-
-def nap(task, mean):
-    """Sleep as long as the task's blocks would be computed; the same for each of its runs."""
-    seconds = sum(random.Random(str(window)).lognormvariate(-(SIGMA**2) / 2, SIGMA) for window in task.windows) * mean
-    time.sleep(seconds)
-    return TaskReport(seconds, 0.0, 0, tuple(map(facts_of, task.windows)))
 
 
 def run(*workers):
