@@ -190,6 +190,13 @@ def test_small_scenes_are_cut_into_smaller_blocks_unless_that_repeats_tiles():
     assert nearest_block(TileGrid(200, 200, tile=256, halo=64), None) == 256
 
 
+def test_a_block_does_not_end_just_before_cores_that_share_its_last_tile():
+    grid = TileGrid(3904, 3904, tile=2048, halo=64)
+    assert (grid.tiles(), grid.tiles(2 * grid.core)) == (4, 9)
+    assert nearest_block(grid, None) == 3 * grid.core
+    assert nearest_block(TileGrid(39040, 39040, tile=2048, halo=64), None) == 2 * grid.core
+
+
 def test_the_tile_that_needs_the_fewest_network_pixels_is_chosen():
     spec = drawn_spec(halo=64, tiles=(256, 512, 1024))
     assert cheapest_tile(200, 150, spec, 1024) == 256
