@@ -87,7 +87,8 @@ def _show(probed: "Probed") -> None:
     halos = Table("tile", "halo", *shares, "network pixels a pixel")
     for row in probed.halos.rows:
         halos.add_row(*row.cells)
-    out.print(halos)
+    if probed.halos.rows:
+        out.print(halos)
     if not probed.speeds:
         return
     speeds = Table("tile", "batch", "seconds a tile", "memory", "engine seconds a megapixel", title=probed.engine)
@@ -136,7 +137,8 @@ def forecast(requests: "Sequence[tuple[SegmentRequest, Plan]]", workers: int) ->
     if not requests:
         complain("nothing to calibrate: no scene waits")
         return None
-    with make_executor(workers, None, requests[0][0].out) as executor:
+    first, _ = requests[0]
+    with make_executor(workers, None, first.out, target=first.target) as executor:
         return calibrate(requests, executor, _tell)
 
 

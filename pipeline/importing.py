@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 LARGEST = 256
 """Edge of a crop that is kept, in pixels."""
 NOISE = 1024
-"""Edge of the image on which a network of a stated halo must be local, in pixels."""
+"""Edge of the image on which a network of a stated halo must be local, in pixels, unless it takes another one alone."""
 HEAD = 1 << 14
 """Bytes left for the names of the crops."""
 
@@ -89,17 +89,16 @@ def _halo(
                 f"the graph takes {edge} px alone, so that no tile can be compared with a whole image: say the halo in "
                 "spec.yaml, or export the network with dynamic axes"
             )
-        return said
-    if said is None:
+    elif said is None:
         if not scenes:
             raise UsageError("spec.yaml says no halo: name scenes to measure it on (--probes SCENE), or say it")
         return probe.find_halo(candidate, scenes, within=within, memory=memory, tell=tell).chosen()
-    _check_local(candidate, scenes, within, tell)
+    _check_local(candidate, scenes, tell)
     return said
 
 
-def _check_local(candidate: Bundle, scenes: Sequence[SceneAddress], within: float, tell: Tell) -> None:
-    """What lies far away must not be felt.
+def _check_local(candidate: Bundle, scenes: Sequence[SceneAddress], tell: Tell) -> None:
+    """What lies far away must not be felt: on a crop of the first scene, or on noise if that is too small to tell.
 
     Raises:
         ProbeError: it is.
@@ -108,13 +107,16 @@ def _check_local(candidate: Bundle, scenes: Sequence[SceneAddress], within: floa
     from pipeline.resources import cores
 
     spec = candidate.spec
-    edge = NOISE // spec.stride * spec.stride
-    crop = probe.crop_of(scenes[0], spec, edge) if scenes else _noise(spec, edge)
+    fixed = spec.imported.edge if spec.imported else None
+    edge = fixed or NOISE // spec.stride * spec.stride
+    crops = [probe.crop_of(address, spec, edge) for address in scenes[:1]]
+    crop = next((crop for crop in crops if crop.shape == (edge, edge)), _noise(spec, edge))
     tell(f"{crop.name}: is anything felt that is far away?")
-    far = probe.influence(predictor(candidate, cores()), crop, spec)
-    problem = probe.Halos((), within, far).problem if far > probe.HUSH else None
-    if problem is not None:
-        raise ProbeError(problem)
+    felt = probe.influence(predictor(candidate, cores()), crop, spec)
+    if felt.verdict == "unknown" and fixed is not None:  # it takes nothing larger that would tell
+        tell(f"the network sees across most of its {fixed} px, less of what is further away: is the halo enough?")
+    elif felt.problem is not None:
+        raise ProbeError(felt.problem)
 
 
 def _noise(spec: ModelSpec, edge: int) -> probe.Crop:

@@ -13,8 +13,9 @@ Both are properties of a model, so the choice goes into a new bundle of the same
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import ceil
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import psutil
@@ -52,6 +53,9 @@ LARGEST = 4096
 """Edge of the largest crop, in pixels: a larger one takes more time than it tells."""
 SURVEYED = 1024
 """Edge of the part of it in which a far pixel is changed, in pixels: in a mean over more, it would hardly count."""
+WIDE, STEADY = 768, 1.5
+"""Edge of an image, in pixels, across which no network that can be tiled feels anything; in a smaller one it may, but
+less from further away: by more than this from half of the image to three quarters of it."""
 SAMPLE = 512
 """Edge of the image whose prediction tells how much memory larger ones take, in pixels."""
 ENOUGH = 4
@@ -116,6 +120,10 @@ class HaloRow:
         """Of the pixels near borders, those whose label differs."""
         return self.near.share
 
+    def keeps(self, within: float) -> bool:
+        """Whether no more than this share differs, of enough pixels to tell."""
+        return self.share <= within and self.near.pixels >= needed_for(within)
+
     @property
     def overhead(self) -> float:
         """Network pixels a scene pixel, far from a scene's rim."""
@@ -139,14 +147,50 @@ class HaloRow:
 
 
 @dataclass(frozen=True)
+class Felt:
+    """What one pixel of the deepest features, in the corner of an image, changes a logit by at most, in standard
+    deviations of the logits.
+    """
+
+    half: float
+    """In the quarter opposite of it."""
+    far: float
+    """In the sixteenth opposite of it."""
+    edge: int
+    """Longer side of the image, in pixels."""
+
+    @property
+    def verdict(self) -> Literal["local", "whole", "unknown"]:
+        """Whether the network is local, or looks at the whole image; a small image may not tell."""
+        if self.far <= HUSH:
+            return "local"
+        return "whole" if self.edge >= WIDE or self.half <= STEADY * self.far else "unknown"
+
+    @property
+    def problem(self) -> str | None:
+        """Why this speaks against tiles, in one line; None if it does not."""
+        change = f"a pixel changes logits {3 * self.edge // 4} px away by {self.far:.1e} of their spread"
+        if self.verdict == "whole":
+            return (
+                f"{change}: the network looks at the whole image (pooling, normalisation or attention over it), and "
+                "such a network cannot be tiled"
+            )
+        if self.verdict == "unknown":
+            return (
+                f"{change}: it may look at the whole image, or just see far, which {self.edge} px do not tell: give a "
+                f"larger scene, of {WIDE} px at least"
+            )
+        return None
+
+
+@dataclass(frozen=True)
 class Halos:
     """What was found on all crops together."""
 
     rows: tuple[HaloRow, ...]
-    """Ascending in halo."""
+    """Ascending in halo; none if the network is not known to be local."""
     within: float
-    far: float
-    """Largest change of a logit by one far pixel of the deepest features, in standard deviations of the logits."""
+    felt: Felt
 
     @property
     def halo(self) -> int | None:
@@ -155,7 +199,7 @@ class Halos:
         """
         found = None
         for row in reversed(self.rows):
-            if row.share > self.within:
+            if not row.keeps(self.within):
                 break
             found = row.halo
         return found
@@ -163,13 +207,16 @@ class Halos:
     @property
     def problem(self) -> str | None:
         """Why the network cannot be tiled, in one line; None if it can."""
-        if self.far > HUSH:
-            return (
-                f"a far pixel changes logits by {self.far:.1e} of their spread: the network looks at the whole image "
-                "(pooling, normalisation or attention over it), and such a network cannot be tiled"
-            )
+        if self.felt.problem is not None:
+            return self.felt.problem
         if self.halo is None:
-            last = self.rows[-1]
+            last, needed = self.rows[-1], needed_for(self.within)
+            if last.near.pixels < needed:
+                return (
+                    f"{last.near.pixels:,} valid pixels lie within {REACH} px of borders between cores, a share of "
+                    f"{percent(self.within)} shows on {needed:,} at least: give larger or more scenes, or allow more "
+                    "with --within"
+                )
             return (
                 f"the halo does not converge: with {last.halo} px, {percent(last.share)} of labels within "
                 f"{REACH} px of borders between cores still differ from those of the whole image, "
@@ -187,6 +234,11 @@ class Halos:
         if self.problem is not None or self.halo is None:
             raise ProbeError(str(self.problem))
         return self.halo
+
+
+def needed_for(within: float) -> int:
+    """Pixels near borders that must be compared for a share; where none may differ, as many as by default."""
+    return ceil(SEEN / (within or WITHIN))
 
 
 @dataclass(frozen=True)
@@ -248,7 +300,7 @@ class Probed:
         return {
             "halos": [row.to_json() for row in halos.rows],
             "within": halos.within,
-            "far": halos.far,
+            "felt": asdict(halos.felt),
             "halo": halos.halo,
             "engine": self.engine,
             "memory": self.memory,
@@ -333,16 +385,19 @@ def halos_of(
 
     Raises:
         PlanError: a crop is too small for any tile and halo.
-        ProbeError: the network is a classifier of squares.
+        ProbeError: the network is a classifier of squares, or sees but one class.
     """
     if spec.cell > 1:
         raise ProbeError("a classifier of squares has no halo: each square is predicted by itself")
-    tile, halos = _setting(crops, spec)
-    far, everything = 0.0, []
+    tile, halos = _setting(crops, spec, needed_for(within))
+    felt = judged([influence(whole, crop, spec) for crop in crops])
+    if felt.problem is not None:
+        return Halos((), within, felt)
+    everything = []
     for crop in crops:
         tell(f"{crop.name}: {crop.shape[0]} x {crop.shape[1]} px at once")
-        far = max(far, influence(whole, crop, spec))
         everything.append(whole(crop.batch(crop.window))[0])
+    _check_classes(crops, everything, spec)
     rows: list[HaloRow] = []
     for halo in halos:
         row = HaloRow(tile, halo, Counted(), Counted(), 0)
@@ -350,23 +405,59 @@ def halos_of(
             row += compared(whole, crop, planes, TileGrid(*crop.shape, tile, halo, spec.stride), spec)
         tell(f"tile {tile}, halo {halo}: {percent(row.share)} of labels near borders differ")
         rows.append(row)
-        if len(rows) > 1 and all(each.share <= within for each in rows[-2:]):
+        if len(rows) > 1 and all(each.keeps(within) for each in rows[-2:]):
             break
-    return Halos(tuple(rows), within, far)
+    return Halos(tuple(rows), within, felt)
 
 
-def _setting(crops: Sequence[Crop], spec: ModelSpec) -> tuple[int, list[int]]:
-    """The largest tile that leaves room for several halos in every crop, and the halos for it."""
+def judged(found: Iterable[Felt]) -> Felt:
+    """What decides about several images: one that shows a look at the whole, else one that shows that there is none."""
+    return max(found, key=lambda felt: (("unknown", "local", "whole").index(felt.verdict), felt.far))
+
+
+def _check_classes(crops: Sequence[Crop], everything: Sequence[Planes], spec: ModelSpec) -> None:
+    at = spec.planes.index("labels")
+    seen = {
+        int(label)
+        for crop, planes in zip(crops, everything, strict=True)
+        for label in np.unique(planes[at][crop.valid])
+    }
+    if len(seen) < 2:
+        told = ", ".join(f"{spec.classes[label].name}" for label in seen) or "no class: no pixel is valid"
+        raise ProbeError(
+            f"the network answers {told} on all crops, so that no halo can change anything: give scenes that show "
+            "several classes"
+        )
+
+
+def _setting(crops: Sequence[Crop], spec: ModelSpec, needed: int) -> tuple[int, list[int]]:
+    """The largest tile that leaves room for several halos in every crop, and the halos for it; smaller ones, whose
+    borders are more, where fewer than `needed` pixels would lie near them.
+    """
     edge = min(min(crop.shape) for crop in crops)
+    found: list[tuple[int, int, list[int]]] = []
     for tile in sorted(spec.tiles, reverse=True):
         halos = [step * spec.stride for step in STEPS]
         fitting = [halo for halo in halos if tile + FAR * halo <= edge and 2 * halo < tile]
         if len(fitting) >= ENOUGH or (tile == spec.tiles[0] and len(fitting) > 1):
-            return tile, fitting
+            near = _near(crops, tile, fitting[len(fitting) // 2], spec)
+            found.append((min(near, needed), tile, fitting))
+    if found:
+        _, tile, halos = max(found)
+        return tile, halos
     least = spec.tiles[0] + FAR * spec.stride
     raise PlanError(
         f"the smallest crop is {edge} px wide, tile {spec.tiles[0]} with its halos needs {least}: give larger scenes, "
         "or more memory"
+    )
+
+
+def _near(crops: Sequence[Crop], tile: int, halo: int, spec: ModelSpec) -> int:
+    """Valid pixels near borders of cores."""
+    grids = [TileGrid(*crop.shape, tile, halo, spec.stride) for crop in crops]
+    return sum(
+        int(np.count_nonzero(crop.valid & near_borders(grid.scene, grid.core, REACH, grid.scene)))
+        for crop, grid in zip(crops, grids, strict=True)
     )
 
 
@@ -400,14 +491,14 @@ def tiled(whole: Whole, crop: Crop, grid: TileGrid) -> Planes:
     return planes
 
 
-def influence(whole: Whole, crop: Crop, spec: ModelSpec) -> float:
-    """What a square of one stride in a crop's corner changes a logit by in the quarter opposite of it, at most, in
-    standard deviations of the logits.
+def influence(whole: Whole, crop: Crop, spec: ModelSpec) -> Felt:
+    """What a square of one stride in a crop's corner changes far away from it.
 
-    Such a square is one pixel of the deepest features. The reach of convolutions fades long before that quarter; a
-    pooling or a normalisation over the image, or attention, reaches everywhere.
+    Such a square is one pixel of the deepest features. The reach of convolutions fades with distance, long before the
+    other end of a large crop; a pooling or a normalisation over the image, or attention, reaches everywhere.
     """
-    window = Window(0, 0, *(min(length, SURVEYED) for length in crop.shape))
+    edge = (spec.imported.edge if spec.imported else None) or SURVEYED
+    window = Window(0, 0, *(min(length, edge) for length in crop.shape))
     before = crop.batch(window)
     after = replace(before, pixels=before.pixels.copy(), valid=before.valid.copy())
     after.valid[:, : spec.stride, : spec.stride] = True
@@ -415,8 +506,12 @@ def influence(whole: Whole, crop: Crop, spec: ModelSpec) -> float:
     low, high = seen.min(), seen.max()
     corner[...] = np.where(corner < low / 2 + high / 2, high, low)
     first, second = whole.logits(before), whole.logits(after)
-    far = np.abs(first - second)[..., window.height // 2 :, window.width // 2 :]
-    return float(far.max()) / max(float(first.std()), 1e-12)
+    change, spread = np.abs(first - second), max(float(first.std()), 1e-12)
+    half, far = (
+        float(change[..., share * change.shape[2] // 4 :, share * change.shape[3] // 4 :].max()) / spread
+        for share in (2, 3)
+    )
+    return Felt(half, far, max(window.height, window.width))
 
 
 def _seen(crop: Crop, window: Window) -> NDArray[Any]:

@@ -147,7 +147,7 @@ def test_a_network_without_a_halo_gets_the_measured_one(tmp_path):
     scene = write_tiff(tmp_path / "scene.tif", noise(3, 256, 256))
     file, heard = saved(tmp_path, drawn_graph()), []
     scenes = [SceneAddress(str(scene))]
-    bundle = import_network(file, said(halo=None), tmp_path / "b", scenes=scenes, within=0, tell=heard.append)
+    bundle = import_network(file, said(halo=None), tmp_path / "b", scenes=scenes, within=1e-3, tell=heard.append)
     assert bundle.spec.halo in {4, 8}
     ((pixels, valid),) = load_probes(open_bundle(tmp_path / "b"))
     assert pixels.shape == (3, 256, 256)
@@ -160,6 +160,18 @@ def test_a_network_that_looks_at_the_whole_image_is_refused(tmp_path):
     with pytest.raises(ProbeError, match="the network looks at the whole image"):
         import_network(file, said(stride=32, halo=0), tmp_path / "b")
     assert not (tmp_path / "b").exists()
+
+
+def test_a_graph_of_a_fixed_size_that_looks_at_the_whole_image_is_refused_too(tmp_path):
+    def fixed(name, graph):
+        graph.graph.initializer.append(helper.make_tensor("shape", onnx.TensorProto.INT64, [4], [1, 3, 64, 64]))
+        graph.graph.node[-1].output[0] = "free"
+        graph.graph.node.append(helper.make_node("Reshape", ["free", "shape"], ["y"]))
+        return import_network(saved(tmp_path, graph), said(), tmp_path / name)
+
+    assert fixed("local", drawn_graph()).spec.imported.edge == 64
+    with pytest.raises(ProbeError, match=r"changes logits 48 px away .* looks at the whole image"):
+        fixed("pooled", pooled())
 
 
 def test_a_halo_must_be_said_where_it_cannot_be_measured(tmp_path):

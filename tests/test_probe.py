@@ -20,10 +20,24 @@ from models.serve import EAGER, served
 from pipeline import probe as under_test
 from pipeline.errors import PlanError, ProbeError
 from pipeline.grid import TileGrid
-from pipeline.probe import Crop, HaloRow, Halos, Probed, SpeedRow, crop_of, growth, halos_of, influence, tiled
+from pipeline.probe import (
+    Crop,
+    Felt,
+    HaloRow,
+    Halos,
+    Probed,
+    SpeedRow,
+    crop_of,
+    growth,
+    halos_of,
+    influence,
+    judged,
+    tiled,
+)
 from pipeline.scene import SceneAddress
 from pipeline.seams import Counted
 
+LOCAL = Felt(0.0, 0.0, 1024)
 SPEC = drawn_spec(halo=0, stride=4, tiles=(64,))
 
 
@@ -63,14 +77,14 @@ def far_sighted(x):
 
 
 def test_the_halo_is_the_smallest_that_covers_what_the_network_sees():
-    found = halos_of(Network(exact), [crop(), crop(seed=1)], SPEC)
+    found = halos_of(Network(exact), [crop(), crop(seed=1)], SPEC, within=1e-3)
     assert [row.halo for row in found.rows] == [0, 4, 8, 12, 16][: len(found.rows)]
     assert found.rows[0].share > 0.01
     assert found.rows[-1].near.differ == 0
     assert found.rows[0].everywhere.pixels == 2 * 128 * 144
     assert found.rows[0].near.pixels == 2 * (128 * 144 - 96 * 80)  # within 16 px of row 64 and of columns 64 and 128
-    assert (found.far, found.problem) == (0.0, None)
-    assert found.chosen() == next(row.halo for row in found.rows if row.share <= 1e-4)
+    assert (found.felt, found.problem) == (Felt(0, 0, 144), None)
+    assert found.chosen() == next(row.halo for row in found.rows if row.share <= 1e-3)
 
 
 def test_tiles_with_a_halo_beyond_the_reach_are_the_whole_image():
@@ -82,28 +96,80 @@ def test_tiles_with_a_halo_beyond_the_reach_are_the_whole_image():
 
 def test_a_network_that_pools_over_the_image_is_refused():
     found = halos_of(Network(with_pooling), [crop()], SPEC)
-    assert found.far > under_test.HUSH
+    assert found.felt.far > under_test.HUSH
     with pytest.raises(ProbeError, match="looks at the whole image"):
         found.chosen()
 
 
 def test_a_halo_that_does_not_converge_is_refused():
-    found = halos_of(Network(far_sighted), [crop()], SPEC)
+    found = halos_of(Network(far_sighted), [crop()], SPEC, within=1e-3)
     with pytest.raises(ProbeError, match="does not converge: with 16 px"):
         found.chosen()
+
+
+def test_halos_of_too_few_pixels_are_never_chosen():
+    few = HaloRow(512, 0, Counted(9, 0), Counted(99, 0), 0)
+    assert Halos((few, row(32, 30), row(64, 0)), 1e-4, LOCAL).halo == 64
+    assert Halos((row(32, 30), few), 1e-4, LOCAL).halo is None
+    assert Halos((few,), 1.0, LOCAL).halo is None
+    assert under_test.needed_for(0) == under_test.needed_for(1e-4) == 100_000
+
+
+def test_a_share_of_too_few_pixels_says_nothing():
+    found = halos_of(Network(exact), [crop()], SPEC)
+    with pytest.raises(ProbeError, match=r"[0-9]+,[0-9]+ valid pixels lie within 16 px .* shows on 100,000 at least"):
+        found.chosen()
+    one = crop()
+    nothing = Crop("nothing", one.pixels, np.zeros((128, 144), bool), one.scale, one.offset)
+    with pytest.raises(ProbeError, match="no class: no pixel is valid"):
+        halos_of(Network(exact), [nothing], SPEC)
+
+
+def test_a_network_that_answers_one_class_alone_says_nothing_of_a_halo():
+    with pytest.raises(ProbeError, match="answers c1 on all crops"):
+        halos_of(Network(lambda x: torch.eye(3, dtype=x.dtype)[1, None, :, None, None] + 0 * x), [crop()], SPEC)
+
+
+def test_smaller_tiles_are_taken_where_the_largest_has_too_few_borders():
+    spec = drawn_spec(halo=0, stride=4, tiles=(64, 128))
+    tiles = [halos_of(Network(exact), [crop(256, 256)], spec, within=within).rows[0].tile for within in (1e-2, 2.5e-4)]
+    assert tiles == [128, 64]
 
 
 def test_a_far_pixel_changes_nothing_in_a_local_network_whatever_is_invalid():
     one = crop()
     holes = Crop("holes", one.pixels, np.random.default_rng(0).random((128, 144)) > 0.5, one.scale, one.offset)
-    assert influence(Network(exact), holes, SPEC) == 0
+    assert influence(Network(exact), holes, SPEC).far == 0
     nothing = Crop("nothing", one.pixels, np.zeros((128, 144), bool), one.scale, one.offset)
-    assert influence(Network(exact), nothing, SPEC) == 0
+    assert influence(Network(exact), nothing, SPEC).far == 0
+
+
+@pytest.mark.parametrize(
+    ("half", "far", "edge", "verdict"),
+    [
+        (3e-3, 2e-7, 384, "local"),  # it is felt half-way, and not at the end
+        (3e-3, 4e-5, 192, "unknown"),
+        (3e-3, 2.9e-3, 192, "whole"),
+        (3e-3, 4e-5, 768, "whole"),
+        (0, 0, 64, "local"),
+    ],
+)
+def test_what_is_felt_less_with_distance_is_no_look_at_the_whole_image(half, far, edge, verdict):
+    felt = Felt(half, far, edge)
+    assert felt.verdict == verdict
+    assert (felt.problem is None) is (verdict == "local")
+    assert verdict != "unknown" or "give a larger scene, of 768 px at least" in str(felt.problem)
+
+
+def test_the_image_that_tells_decides():
+    local, unknown, whole = Felt(1, 0, 384), Felt(1, 0.1, 192), Felt(1, 1, 192)
+    assert judged([unknown, local]) == local
+    assert judged([local, whole, unknown]) == whole
 
 
 def test_networks_of_our_own_feel_no_far_pixel(bundle):
     opened = open_bundle(bundle)
-    assert influence(predictor(opened, 1), crop(384, 384), opened.spec) <= under_test.HUSH
+    assert influence(predictor(opened, 1), crop(256, 256), opened.spec).verdict == "local"
 
 
 def test_a_crop_too_small_for_a_halo_is_refused_with_what_is_needed():
@@ -120,13 +186,13 @@ def test_the_largest_tile_that_leaves_room_is_taken():
 def test_a_larger_halo_that_fails_again_counts():
     shares = {0: 500, 32: 9, 64: 20, 96: 8, 128: 0}
     rows = tuple(row(halo, labels) for halo, labels in shares.items())
-    assert Halos(rows, 1e-4, 0.0).halo == 96
-    assert Halos(rows, 2e-4, 0.0).halo == 32
-    assert Halos(rows[:3], 1e-4, 0.0).halo is None
+    assert Halos(rows, 1e-4, LOCAL).halo == 96
+    assert Halos(rows, 2e-4, LOCAL).halo == 32
+    assert Halos(rows[:3], 1e-4, LOCAL).halo is None
 
 
 def probed(*speeds, memory=10**9, halo=64):
-    halos = Halos((row(halo, 0),), 1e-4, 0.0)
+    halos = Halos((row(halo, 0),), 1e-4, LOCAL)
     return Probed(halos, tuple(SpeedRow(*speed) for speed in speeds), memory, "drawn")
 
 
@@ -183,7 +249,7 @@ def test_speeds_stop_at_what_takes_too_much(tmp_path, monkeypatch):
     record = SimpleNamespace(request=EngineRequest("torch", "fp32", 64, "uint8"), backend="t", precision="f", threads=1)
     monkeypatch.setattr(under_test, "prepare", lambda *_: record)
     monkeypatch.setattr(under_test, "measure", measure)
-    monkeypatch.setattr(under_test, "find_halo", lambda *_, **__: Halos((row(8, 0),), 1e-4, 0.0))
+    monkeypatch.setattr(under_test, "find_halo", lambda *_, **__: Halos((row(8, 0),), 1e-4, LOCAL))
     opened = draw_bundle(tmp_path / "b", halo=0, tiles=(64, 128, 256))
     scene = SceneAddress(str(write_tiff(tmp_path / "s.tif", noise(3, 40, 40))))
     found = under_test.probe(opened, [scene], request=record.request, memory=200, batches=(1, 2))
@@ -206,7 +272,7 @@ def test_the_command_measures_and_writes_a_bundle(bundle, tmp_path, widefield):
 
 def test_the_command_shows_a_halo_that_does_not_converge_and_writes_nothing(bundle, tmp_path, widefield, monkeypatch):
     rows = tuple(row(halo, 30) for halo in (0, 32))
-    monkeypatch.setattr(under_test, "find_halo", lambda *_, **__: Halos(rows, 1e-4, 0.0))
+    monkeypatch.setattr(under_test, "find_halo", lambda *_, **__: Halos(rows, 1e-4, LOCAL))
     path = write_tiff(tmp_path / "s.tif", noise(3, 40, 40))
     status, text, error = widefield("probe", path, "--bundle", bundle, "--out", tmp_path / "new")
     assert status == 1
