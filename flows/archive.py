@@ -85,7 +85,8 @@ def segment_scenes(request: ArchiveRequest, options: Options, key: str) -> list[
         watcher.logger.info("waiting for another run that writes into %s", out)
 
     try:
-        workers = make_executor(options.workers, options.scheduler, out, isolated=True)
+        target = request.pattern.target
+        workers = make_executor(options.workers, options.scheduler, out, isolated=True, target=target)
         with alone(out, waiting), workers as executor, draining(GRACE):
             segment_all(request, executor, watcher)
         watcher.bar(1.0, last=True)

@@ -208,7 +208,8 @@ def look_ahead(job: Job, challenger: Bundle) -> tuple[list[Shadow], list[str]]:
         return [], []
     found, troubles = [], []
     pattern = job.segmenting.request("", "", str(challenger.path), str(job.folder))
-    with make_executor(pattern.options.workers, job.segmenting.scheduler, job.folder) as executor:
+    workers = pattern.options.workers
+    with make_executor(workers, job.segmenting.scheduler, job.folder, target=pattern.target) as executor:
         for scene in by_age[: job.options.shadow]:
             try:
                 found += shadow([scene], challenger.path, job.book.folder(job.champion.digest), pattern, executor)

@@ -205,7 +205,7 @@ def segment(
     open_bundle(bundle)
     make_folder(folder)
     first = alone(folder, waiting) if many else contextlib.nullcontext()
-    with first, make_executor(options.workers, scheduler, folder) as executor, draining():
+    with first, make_executor(options.workers, scheduler, folder, target=options.device) as executor, draining():
         if many:
             night = replace(_night(scene, request, match, backfill), check=check)
             _segment_archive(night, executor, as_json=as_json)
@@ -337,7 +337,7 @@ def evaluate(
         place = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="widefield-")))
         make_folder(place)
         pattern = options.request("", "", bundle, place)
-        executor = stack.enter_context(make_executor(options.workers, None, place))
+        executor = stack.enter_context(make_executor(options.workers, None, place, target=options.device))
 
         def watch(name: str) -> "AbstractContextManager[Listener]":
             return bar(name, err, quiet=as_json)

@@ -56,7 +56,8 @@ def segment_blocks(request: SegmentRequest, options: Options) -> dict[str, Any]:
     Ends as Cancelled after SIGTERM, with every finished block on record.
     """
     try:
-        with make_executor(options.workers, options.scheduler, request.out) as executor, draining(GRACE):
+        workers = make_executor(options.workers, options.scheduler, request.out, target=request.target)
+        with workers as executor, draining(GRACE):
             return segment_one(request, executor, LoggedProgress(get_run_logger()))
     except (Stopped, TerminationSignal):  # Prefect's own comes after ours
         return Cancelled(message=STOPPED)  # type: ignore[return-value]  # becomes the state of the task run

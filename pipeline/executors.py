@@ -15,8 +15,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
+from models.engines.base import Target
 from models.engines.device import gpus
 from pipeline import resources, stop
 from pipeline.errors import OutputError, SceneError, UsageError, WidefieldError
@@ -441,13 +442,19 @@ def _cancel_predecessors(client: Any, run: str, patience: float = 120.0) -> None
 
 
 def make_executor(
-    workers: int, scheduler: str | None, shared: Path, *, isolated: bool = False
+    workers: int,
+    scheduler: str | None,
+    shared: Path,
+    *,
+    isolated: bool = False,
+    target: Literal["auto"] | Target = "auto",
 ) -> AbstractContextManager[Executor]:
-    """Serial for one worker without a scheduler, else Dask: on this machine, at least one worker for each GPU.
+    """Serial for one worker without a scheduler, else Dask: on this machine, at least one worker for each GPU, unless
+    the engine's `target` is the processor.
 
     `isolated`: tasks never run in this process, so that one that kills its process does not end the run.
     """
-    found = tuple(gpu.index for gpu in gpus()) if scheduler is None else ()
+    found = tuple(gpu.index for gpu in gpus()) if scheduler is None and target != "cpu" else ()
     if scheduler is None and max(workers, len(found)) == 1 and not isolated:
         return nullcontext(SerialExecutor())
     return DaskExecutor(workers, scheduler, shared, found)

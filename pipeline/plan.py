@@ -60,8 +60,9 @@ class Room:
     """Most blocks whose tiles these hold: few where blocks are full of tiles, and one a batch at least."""
 
     @classmethod
-    def of(cls, engine: EngineRecord, tiles: int) -> "Room":
-        """For an engine, and blocks of `tiles` tiles."""
+    def of(cls, engine: EngineRecord, grid: TileGrid, block: int) -> "Room":
+        """For an engine, and blocks of `block` pixels."""
+        tiles = -(-grid.tiles(block) // math.prod(-(-edge // block) for edge in (grid.height, grid.width)))
         batches = slots_of(engine) + (engine.target == "cuda")  # a ring has one more
         return cls(engine.batch, batches, 1 + max(batches, -(-batches * engine.batch // tiles)))
 
@@ -146,10 +147,10 @@ class Plan:
             content["place"] = place
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
-    @property
+    @cached_property
     def room(self) -> Room:
         """What the engine may hold."""
-        return Room.of(self.engine, (self.block // self.grid.core) ** 2)
+        return Room.of(self.engine, self.grid, self.block)
 
     @property
     def blocks(self) -> list[Window]:
@@ -247,9 +248,9 @@ def cheapest_tile(height: int, width: int, spec: ModelSpec, largest: int) -> int
 def nearest_block(grid: TileGrid, wanted: int | None) -> int:
     """Edge of a block in pixels: the whole number of cores nearest to `wanted`.
 
-    By default `BLOCK_CORES` cores; one more where that saves a tenth of the tiles, since the last cores of a scene share
-    a tile with those before them, and a block between them has it computed twice; fewer where the scene would then have
-    less than four blocks to share out and smaller blocks do not part cores that share a tile.
+    By default `BLOCK_CORES` cores; one more where that saves a tenth of the tiles, since the last cores of a scene
+    share a tile with those before them, and a block between them has it computed twice; fewer where the scene would
+    then have less than four blocks to share out and smaller blocks do not part cores that share a tile.
     """
     if wanted is not None:
         return min(max(1, round(wanted / grid.core)), max(grid.shape)) * grid.core
@@ -328,7 +329,7 @@ def _costs(
     pixels = min(block, grid.height) * min(block, grid.width)
     batch = engine.batch * engine.tile**2 * (pixel_bytes + planes)
     # One block is read, one written, the others are cut into tiles or in the engine.
-    room = Room.of(engine, (block // grid.core) ** 2)
+    room = Room.of(engine, grid, block)
     segmenting = (2 + room.blocks) * (source + pixels * planes) + (room.batches + 1) * batch
     published = [np.dtype(legend_of(spec.classes).dtype).itemsize if plane == "labels" else 1 for plane in spec.planes]
     staging = 3 * max(window.pixels for window in stage_windows(scene)) * pixel_bytes if stage else 0

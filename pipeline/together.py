@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pipeline import outputs, resources, workshop
 from pipeline.errors import OutputError, UsageError, WidefieldError
@@ -58,13 +58,16 @@ class GroupTask:
     """Folder whose marker tells to stop (see `pipeline.stop`)."""
     alone: bool = False
     """Set for a scene that is suspected of killing its worker."""
-    gpu: ClassVar[bool] = True
-    """Where some workers have a GPU, these do it: a scene's engine is chosen by the worker."""
 
     @property
     def name(self) -> str:
         """Of its first scene."""
         return f"group-{self.requests[0].name}{'-alone' if self.alone else ''}"
+
+    @property
+    def gpu(self) -> bool:
+        """Whether workers with a GPU do it, where there are some: on which device is chosen there, if not before."""
+        return any(request.target != "cpu" for request in self.requests)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
@@ -32,7 +33,7 @@ from pipeline.grid import Core, Window
 from pipeline.ledger import BlockRecord, Ledger
 from pipeline.outputs import LEDGER, MASK, PLAN, STAGED, open_source
 from pipeline.pace import Pace
-from pipeline.plan import GDAL_CACHE, Plan, Room
+from pipeline.plan import GDAL_CACHE, Plan
 from pipeline.scene import Source
 from pipeline.staging import stage_window
 from pipeline.statistics import class_sums, confidence_bins
@@ -188,7 +189,6 @@ def segment_together(
     """
     engine, _ = _engine(tasks[0].run)
     reading, writing = _paces(tasks)
-    room = min((_plan(task.run).room for task in tasks), key=lambda room: room.blocks)
     flight: deque[_Tiles] = deque()
     with (
         contextlib.ExitStack() as sources,
@@ -197,7 +197,7 @@ def segment_together(
     ):
         behind = _Behind(writers, writing, engine.meter)
         blocks = _ahead(readers, _reading(tasks, sources, stopping), reading, engine.meter)
-        with _mapped(engine, _batches(room, blocks, flight, behind.write)) as answers:
+        with _mapped(engine, _batches(blocks, flight, behind.write)) as answers:
             for planes in answers:
                 _keep(flight.popleft(), planes, behind.write)
                 yield from behind.written()
@@ -365,9 +365,7 @@ class _Behind:
         return run, record
 
 
-def _batches(
-    room: Room, blocks: Iterable[_Block], flight: deque[_Tiles], empty: Callable[[_Block], object]
-) -> Iterator[Batch]:
+def _batches(blocks: Iterable[_Block], flight: deque[_Tiles], empty: Callable[[_Block], object]) -> Iterator[Batch]:
     """Tiles of all blocks in batches of one radiometry, full ones where blocks have many tiles. A block without a valid
     pixel goes to `empty`: it needs no engine.
     """
@@ -380,24 +378,27 @@ def _batches(
             tiles = []
         for tile in block.tiles:
             tiles.append((block, tile))
-            if len(tiles) == room.batch:
+            if len(tiles) == block.plan.room.batch:
                 yield _launch(tiles, flight)
                 tiles = []
-        if tiles and not _has_room(room, flight, tiles):
+        if tiles and not _has_room([*flight, tiles]):
             yield _launch(tiles, flight)
             tiles = []
     if tiles:
         yield _launch(tiles, flight)
 
 
-def _has_room(room: Room, flight: Iterable[_Tiles], tiles: _Tiles) -> bool:
-    """Whether one more block may be read before `tiles` are launched: then each later batch still gets one of its own.
+def _has_room(begun: list[_Tiles]) -> bool:
+    """Whether one more block may be read before the last batch is launched: then each later batch still gets one of
+    its own.
 
     Blocks with little that is valid have few tiles each, and a full batch of these would hold more than was planned.
+    Each takes its part of what its own plan pays for.
     """
-    begun = [*flight, tiles]
-    held = {id(block) for batch in begun for block, _ in batch}
-    return len(held) + 1 + room.batches - len(begun) <= room.blocks
+    held = {id(block): block.plan.room for batch in begun for block, _ in batch}
+    room = begun[-1][-1][0].plan.room
+    later = Fraction(1 + room.batches - len(begun), room.blocks)
+    return later + sum(Fraction(1, room.blocks) for room in held.values()) <= 1
 
 
 def _launch(tiles: _Tiles, flight: deque[_Tiles]) -> Batch:

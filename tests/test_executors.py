@@ -141,6 +141,7 @@ def test_there_is_a_worker_for_each_gpu_and_one_alone_needs_no_cluster(tmp_path,
         monkeypatch.setattr(executors, "gpus", lambda found=found: found)
         executor = executors.make_executor(1, None, tmp_path)
         assert getattr(executor, "gpus", None) == expected
+        assert isinstance(executors.make_executor(1, None, tmp_path, target="cpu").enter_result, SerialExecutor)
 
 
 @pytest.mark.xdist_group("dask")

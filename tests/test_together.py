@@ -52,6 +52,12 @@ def test_together_or_alone_the_bytes_are_the_same(scenes, bundle, tmp_path):
     assert masks(tmp_path / "together", scenes) == masks(tmp_path / "alone", scenes)
 
 
+def test_a_group_waits_for_a_gpu_unless_its_scenes_are_for_the_processor(scenes, bundle, tmp_path):
+    for target, gpu in (("auto", True), ("cuda", True), ("cpu", False)):
+        requests = tuple(request(scene, bundle, tmp_path, target=target) for scene in scenes[:2])
+        assert GroupTask(requests, str(tmp_path)).gpu is gpu
+
+
 def test_batches_hold_tiles_of_several_scenes(scenes, bundle, tmp_path, monkeypatch):
     batches = []
 

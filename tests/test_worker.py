@@ -333,9 +333,9 @@ def test_after_a_failed_write_nothing_is_left_in_the_engine(tmp_path, monkeypatc
 class DrawnBlock:
     """A block of so many tiles that are valid."""
 
-    def __init__(self, tiles):
+    def __init__(self, tiles, room):
         self.tiles, self.waiting = dict.fromkeys(Window(0, at, 1, 1) for at in range(tiles)), tiles
-        self.plan = SimpleNamespace(radiometry=SimpleNamespace(scale=(1,), offset=(0,)))
+        self.plan = SimpleNamespace(room=room, radiometry=SimpleNamespace(scale=(1,), offset=(0,)))
 
     def tile(self, _):
         return np.zeros((1, 1, 1), np.uint8), np.ones((1, 1), bool)
@@ -351,7 +351,7 @@ def through_an_engine(room, blocks):
             most.append(held[0])
             yield block
 
-    batches = worker._batches(room, read(), flight, lambda _: None)
+    batches = worker._batches(read(), flight, lambda _: None)
     sizes = []
     for size in overlapped(batches, lambda batch: lambda: len(batch.pixels), slots=room.batches):
         sizes.append(size)
@@ -366,10 +366,10 @@ def through_an_engine(room, blocks):
 )
 def test_blocks_with_little_that_is_valid_take_no_more_memory_than_planned(batch, streams, tiles):
     engine = EngineRecord("e", "torch", "0", "fp32", "cpu", TILE, batch, "uint8", 1, "b", 10**8, 0.0, None, streams)
-    room = Room.of(engine, tiles)
-    sizes, most = through_an_engine(room, [DrawnBlock(1) for _ in range(90)])
+    room = Room.of(engine, TileGrid(9600, 9600, TILE, HALO, STRIDE), round(tiles**0.5) * (TILE - 2 * HALO))
+    sizes, most = through_an_engine(room, [DrawnBlock(1, room) for _ in range(90)])
     assert (sum(sizes), most) == (90, min(most, room.blocks))
-    sizes, most = through_an_engine(room, [DrawnBlock(tiles) for _ in range(90)])
+    sizes, most = through_an_engine(room, [DrawnBlock(tiles, room) for _ in range(90)])
     assert (set(sizes[:-1]), most) == ({batch}, min(most, room.blocks))
 
 

@@ -120,7 +120,7 @@ def _batches(plan, run):
     """What the phase hands to the engine, each array in one piece."""
     with open_source(plan, run) as source:
         blocks = (worker._Block.read(plan, run, source, window) for window in plan.blocks)
-        for batch in worker._batches(plan.room, blocks, deque(maxlen=0), lambda _: None):
+        for batch in worker._batches(blocks, deque(maxlen=0), lambda _: None):
             yield replace(batch, pixels=np.array(batch.pixels, order="C"), valid=np.array(batch.valid, order="C"))
 
 
