@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.options import AsJson, BundleDir, DeviceName, EngineName, PrecisionName, numbers, spelled_out
-from flows.show import out, plain
+from flows.show import out, plain, say
 
 if TYPE_CHECKING:
     from models.bundle import Bundle
@@ -26,6 +26,7 @@ engines = typer.Typer(
 
 Tile = Annotated[int | None, typer.Option(min=1, help="One of the bundle's, in pixels; the smallest if not given.")]
 Device = Annotated[DeviceName, typer.Option(help="`auto`: a GPU where there is one.")]
+Again = Annotated[bool, typer.Option("--again", help="Gate and measure anew what the cache knows, speeds included.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,7 @@ class EngineOptions:
         None
     )
     streams: Annotated[int, typer.Option(min=0, help="Batches side by side; 0: as many as pay, measured once.")] = 0
+    dtype: Annotated[str | None, typer.Option(help="Type of the pixels; the bundle's first if not given.")] = None
 
     def request(self, bundle: "Bundle", tile: int | None, batch: int) -> "EngineRequest":
         """What is asked of a bundle.
@@ -50,7 +52,8 @@ class EngineOptions:
         from models.engines.prepare import check_request
 
         spec = bundle.spec
-        asked = EngineRequest(self.engine, self.precision, tile or spec.tiles[0], spec.dtypes[0], batch=batch)
+        dtype = self.dtype or spec.dtypes[0]
+        asked = EngineRequest(self.engine, self.precision, tile or spec.tiles[0], dtype, batch=batch)
         asked = replace(asked, target=self.device, streams=self.streams)
         asked = asked if self.threads is None else replace(asked, threads=self.threads)
         check_request(bundle, asked)
@@ -72,7 +75,7 @@ def list_engines(*, device: Device = "auto", as_json: AsJson = False) -> None:
     table = Table("engine", "precision", "here", "versions")
     for name, reasons in found.items():
         for precision, reason in reasons.items():
-            table.add_row(name, precision, Text(plain(reason or "yes")), Text(BACKENDS[name].versions()))
+            table.add_row(name, precision, Text(plain(reason or "yes")), Text(BACKENDS[name].versions(target)))
     out.print(table)
 
 
@@ -83,6 +86,7 @@ def build(
     bundle: BundleDir,
     tile: Tile = None,
     batch: Annotated[int, typer.Option(min=1, help="Tiles that are computed at once.")] = 1,
+    again: Again = False,
     as_json: AsJson = False,
     options: EngineOptions,
 ) -> None:
@@ -90,14 +94,15 @@ def build(
 
     TensorRT makes its plans without a GPU too, where the flavour that is installed can.
     """
+    from models.engines.device import gpus
     from models.engines.prepare import candidates, prepare
 
     opened = _open(bundle)
     request = options.request(opened, tile, batch)
-    if request.backend == "tensorrt" and request.target_here == "cpu":  # a plan at least, for another machine
+    if request.backend == "tensorrt" and not gpus():  # a plan at least, for another machine
         _show([_checked(opened, each) for each in candidates(request, opened)], as_json=as_json)
         return
-    _show([{**asdict(prepare(opened.path, request)), "reason": None}], as_json=as_json)
+    _show([{**asdict(prepare(opened.path, request, again=again)), "reason": None}], as_json=as_json)
 
 
 @engines.command(
@@ -110,13 +115,18 @@ def check(
     bundle: BundleDir,
     tile: Tile = None,
     batch: Annotated[int, typer.Option(min=1, help="Tiles that are computed at once.")] = 1,
+    again: Again = False,
     as_json: AsJson = False,
     options: EngineOptions,
 ) -> None:
-    """Hold every engine to the network's own answers; exit 1 if one that is available here does not agree."""
+    """Hold each engine of this machine to the network's own answers; exit 1 if one fails, or does not agree.
+
+    Those that the cache knows are told as they were found then.
+    """
     opened = _open(bundle)
     request = options.request(opened, tile, batch)
-    found = [_checked(opened, each) for each in _every(replace(request, streams=request.streams or 1), opened)]
+    every = _every(replace(request, streams=request.streams or 1), opened)
+    found = [_checked(opened, each, again=again) for each in every]
     _show(found, as_json=as_json)
     if any(facts["reason"] and not facts["absent"] for facts in found):
         raise typer.Exit(1)
@@ -134,14 +144,37 @@ def bench(
     as_json: AsJson = False,
     options: EngineOptions,
 ) -> None:
-    """Measure engines over tiles and batches, ungated: Mpx/s into the network and, without the halo, of a scene."""
+    """Measure engines over tiles and batches, ungated: Mpx/s into the network and, without the halo, of a scene.
+
+    Exit 1 if none could be measured.
+    """
     from models.engines.prepare import candidates
 
-    opened = _open(bundle)
+    opened, measured = _open(bundle), 0
     for tile in numbers(tiles, "--tiles", least=1) or opened.spec.tiles:
         for batch in numbers(batches, "--batches", least=1) or (1,):
             request = options.request(opened, tile, batch)
-            _show([_measured(opened, each) for each in candidates(request, opened)], as_json=as_json)
+            found = [_measured(opened, each) for each in candidates(request, opened)]
+            _show(found, as_json=as_json)
+            measured += sum(facts["reason"] is None for facts in found)
+    if not measured:
+        raise typer.Exit(1)
+
+
+@engines.command(epilog="Examples: `widefield engines clean` · `widefield engines clean --older-than 30`")
+def clean(
+    *,
+    older_than: Annotated[float, typer.Option(min=0, help="Only what has not been used for so many days.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Remove this user's compiled engines, with their measurements; what a run needs is made again."""
+    from models.engines.cache import Cache
+
+    freed = Cache().forget(older_than)
+    if as_json:
+        print(json.dumps({"freed_bytes": freed}))
+    else:
+        say(f"{freed / 1e6:.1f} MB freed")
 
 
 def _open(bundle: Path) -> "Bundle":
@@ -160,14 +193,14 @@ def _every(request: "EngineRequest", bundle: "Bundle") -> "Iterator[EngineReques
             yield from candidates(replace(request, backend=backend.name), bundle)
 
 
-def _checked(bundle: "Bundle", request: "EngineRequest") -> dict[str, Any]:
+def _checked(bundle: "Bundle", request: "EngineRequest", *, again: bool = False) -> dict[str, Any]:
     """Facts of an engine that passed its gate, or the reason why there is none."""
     from models.engines.prepare import prepare
     from models.errors import EngineError, UnavailableError
 
     facts = asdict(request) | {"reason": None, "absent": False}
     try:
-        return facts | asdict(prepare(bundle.path, request))
+        return facts | asdict(prepare(bundle.path, request, again=again))
     except UnavailableError as error:
         made = f"; {_plan(bundle, request)}" if request.backend == "tensorrt" else ""
         return facts | {"reason": f"not here: {error}{made}", "absent": True}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from models.engines.cache import MANIFEST, Cache
+from models.engines.cache import Cache
 from pipeline.errors import OutputError
 from pipeline.staging import StageCache
 from pipeline.store import folder_bytes
@@ -53,7 +53,7 @@ def clean(out: Path, *, engines: bool = False) -> Cleaned:
             living += 1
     freed += StageCache(out / HIDDEN / "staged").clear()
     if engines:
-        freed += sum(_remove(manifest.parent) for manifest in Cache().root.glob(f"*/*/{MANIFEST}"))
+        freed += Cache().forget()
     return Cleaned(freed, living)
 
 

@@ -1,7 +1,10 @@
+import errno
 import json
 import logging
+import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -43,6 +46,44 @@ def test_any_changed_byte_is_seen_and_made_anew_with_a_warning(tmp_path, caplog,
     assert "has changed on disk" in caplog.text
     entry = cache.make("graph", FIELDS, write)
     assert (entry.path / "model.bin").read_bytes() == bytes(range(100))
+
+
+def test_an_entry_that_no_longer_stands_is_made_anew(tmp_path):
+    cache = Cache(tmp_path / "c")
+    cache.make("graph", FIELDS, write)
+    made = cache.make("graph", FIELDS, lambda folder: (folder / "other").touch(), lambda entry: "other" in entry.files)
+    assert list(made.files) == ["other"]
+    assert cache.make("graph", FIELDS, pytest.fail, lambda entry: "other" in entry.files) == made
+
+
+def test_a_full_disk_is_told_with_the_way_out(tmp_path):
+    def fill(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(EngineError, match=r"No space left on device: free space or set WIDEFIELD_CACHE"):
+        Cache(tmp_path / "c").make("graph", FIELDS, fill)
+
+
+def test_what_has_not_been_used_for_long_is_forgotten(tmp_path):
+    cache = Cache(tmp_path / "c")
+    old, used = (cache.make("graph", {"tile": tile}, write).path for tile in (1, 2))
+    for entry in (old, used):
+        os.utime(entry / MANIFEST, times=(time.time() - 40 * 86400,) * 2)
+    cache.get("graph", {"tile": 2})
+    assert cache.forget(30) > 100
+    assert (old.exists(), used.exists()) == (False, True)
+    assert cache.forget() > 100
+    assert not used.exists()
+
+
+def test_what_is_being_made_is_not_forgotten(tmp_path):
+    cache = Cache(tmp_path / "c")
+
+    def watched(folder):
+        write(folder)
+        assert cache.forget() == 0
+
+    assert list(cache.make("graph", FIELDS, watched).files) == ["model.bin"]
 
 
 def test_links_and_missing_files_are_not_followed(tmp_path):

@@ -1,6 +1,9 @@
+import gc
+import json
 import logging
 import subprocess
 import sys
+import weakref
 from dataclasses import fields, replace
 from types import SimpleNamespace
 
@@ -11,11 +14,11 @@ from drawn_bundle import draw_bundle
 
 from models.engines import backends, speed
 from models.engines import prepare as preparing
-from models.engines.backends import BACKENDS
+from models.engines.backends import BACKENDS, GATE, MODELS, NETWORK, digest_of_sources
 from models.engines.base import Batch, EngineRecord, EngineRequest
 from models.engines.cache import Cache, digest_of
 from models.engines.load import load_engine
-from models.engines.prepare import engine_fields, graph_fields, prepare, ranked
+from models.engines.prepare import candidates, engine_fields, gated_fields, graph_fields, prepare, ranked
 from models.engines.torch import predict
 from models.errors import EngineError, UnavailableError
 from models.serve import Serve, served
@@ -45,7 +48,7 @@ def cut(batch, size):
 
 
 def in_fresh_process(code):
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -164,6 +167,24 @@ def test_a_worker_refuses_an_engine_that_it_would_make_differently(record, bundl
         load_engine(other.path, record, cache)
 
 
+def test_a_graph_that_came_out_in_other_bytes_is_another_engine_and_can_be_planned(tmp_path, bundle):
+    asked, store = replace(REQUEST, batch=1), Cache(tmp_path / "c")
+    record = prepare(bundle.path, asked, store.root)
+    graph = store.get("graph", graph_fields(bundle, asked))
+
+    def otherwise(folder):
+        for name in graph.files:
+            (folder / name).write_bytes((graph.path / name).read_bytes() + b"\n" * name.endswith("xml"))
+
+    store.make("graph", graph_fields(bundle, asked), otherwise, lambda _: False)
+    other = prepare(bundle.path, asked, store.root)
+    assert other.digest != record.digest
+    assert other.parity["reasons"] == []
+    assert load_engine(bundle.path, other, store.root).record == other
+    with pytest.raises(EngineError, match="the graph differs"):
+        load_engine(bundle.path, record, store.root)
+
+
 def test_auto_falls_back_loudly_when_the_fastest_is_refused(bundle, cache, caplog):
     wanted = EngineRequest("auto", "auto", tile=64, dtype="uint8", batch=2, threads=1)
     best, *others = ranked(bundle, wanted, Cache(cache))
@@ -171,7 +192,7 @@ def test_auto_falls_back_loudly_when_the_fastest_is_refused(bundle, cache, caplo
     def refuse(folder):
         (folder / "refused.json").write_text('{"reason": "labels 0.02 above 0.001"}')
 
-    Cache(cache).make("engine", engine_fields(bundle, best), refuse)
+    Cache(cache).make("engine", gated_fields(bundle, best), refuse)
     with caplog.at_level(logging.WARNING):
         assert prepare(bundle.path, wanted, cache).request in others
     assert f"{best.backend} {best.precision}: labels 0.02 above 0.001" in caplog.text
@@ -264,8 +285,8 @@ def race_of(bundle, monkeypatch, seconds):
     monkeypatch.setattr(speed.time, "perf_counter", lambda: clock[0])
 
     def start(request):
-        if seconds[request.backend] is None:
-            raise EngineError("there is no compiler")
+        if isinstance(seconds[request.backend], Exception):
+            raise seconds[request.backend]
         return runners.setdefault(request.backend, Clocked(request, clock, seconds[request.backend]))
 
     answer = speed.race(bundle, [replace(REQUEST, backend=name, batch=1) for name in seconds], start)
@@ -273,14 +294,120 @@ def race_of(bundle, monkeypatch, seconds):
 
 
 def test_a_race_orders_engines_by_speed_and_drops_the_hopeless_early(bundle, monkeypatch):
-    answer, batches = race_of(
-        bundle, monkeypatch, {"openvino": 0.2, "inductor": None, "torch": 0.9, "onnxruntime": 0.1}
-    )
+    absent = UnavailableError("there is no compiler")
+    runners = {"openvino": 0.11, "inductor": absent, "torch": 0.9, "onnxruntime": 0.1}
+    answer, batches = race_of(bundle, monkeypatch, runners)
     assert [label.split()[0] for label in answer["order"]] == ["onnxruntime", "openvino", "torch"]
-    assert answer["out"] == {"inductor fp32 1": "there is no compiler"}
+    assert answer["seconds"] == pytest.approx({"openvino fp32 1": 0.11, "torch fp32 1": 0.9, "onnxruntime fp32 1": 0.1})
+    assert (answer["out"], answer["failed"]) == ({"inductor fp32 1": "there is no compiler"}, {})
     assert batches["torch"] == 2
-    assert batches["openvino"] == 2  # beaten by half as well
-    assert batches["onnxruntime"] == 2 + speed.TURNS
+    assert batches["onnxruntime"] == 1 + speed.TURNS
+    assert batches["openvino"] == 2 + 1 + speed.TURNS
+
+
+def test_one_that_fails_in_whatever_way_does_not_end_a_race(bundle, monkeypatch):
+    runners = {"openvino": 0.2, "inductor": KeyError("fp16"), "torch": 0.1, "onnxruntime": EngineError("no graph")}
+    answer, _ = race_of(bundle, monkeypatch, runners)
+    assert [label.split()[0] for label in answer["order"]] == ["torch", "openvino"]
+    assert answer["failed"] == {"inductor fp32 1": "KeyError: 'fp16'", "onnxruntime fp32 1": "no graph"}
+
+
+def test_a_race_holds_the_leader_and_one_challenger(bundle):
+    alive = weakref.WeakSet()
+
+    def start(request):
+        gc.collect()
+        assert len(alive) <= 1
+        alive.add(engine := Clocked(request, [0.0], 0.0))
+        engine.itself = engine  # threads and callbacks make such circles
+        return engine
+
+    requests = [replace(REQUEST, backend=name, batch=1) for name in BACKENDS if name != "null"]
+    assert speed.race(bundle, requests, start)["failed"] == {}
+
+
+def test_on_a_gpu_rounds_keep_the_slots_full(bundle):
+    engine = Clocked(replace(REQUEST, target="cuda", batch=1), [0.0], 0.0)
+    speed.Runner("", engine, "batch").round()
+    assert engine.batches == speed.WARM_UP + speed.RUNS
+
+
+AUTO = EngineRequest("auto", "fp32", tile=64, dtype="uint8", threads=1, streams=1, target="cpu")
+
+
+def test_a_comparison_with_failures_is_told_and_made_anew(bundle, tmp_path, monkeypatch, caplog):
+    answer = {"order": ["torch fp32 1"], "seconds": {}, "out": {}, "failed": {"openvino fp32 1": "KeyError: 'x'"}}
+    asked = []
+    monkeypatch.setattr(preparing, "run_child", lambda job: asked.append(job["job"]) or answer)
+    store = Cache(tmp_path / "c")
+    assert [request.backend for request in ranked(bundle, AUTO, store)] == ["torch"]
+    assert "openvino fp32 1 failed as engines were compared, and is left out: KeyError: 'x'" in caplog.text
+    answer["failed"] = {}
+    ranked(bundle, AUTO, store)
+    ranked(bundle, AUTO, store)
+    assert len(asked) == 2
+    ranked(bundle, AUTO, store, again=True)
+    assert len(asked) == 3
+
+
+def test_a_comparison_that_is_killed_does_not_end_auto(bundle, tmp_path, monkeypatch, caplog):
+    def child(job):
+        raise EngineError("killed by signal 9") if job["job"] == "race" else UnavailableError("nothing here")
+
+    monkeypatch.setattr(preparing, "run_child", child)
+    with pytest.raises(UnavailableError, match=r"openvino fp32: nothing here; .*torch fp32: nothing here"):
+        prepare(bundle.path, AUTO, tmp_path / "c")
+    assert "could not be compared, so the likeliest is tried first: killed by signal 9" in caplog.text
+
+
+def test_a_gpu_that_no_engine_can_use_is_left_alone_or_the_way_out_is_told(bundle, tmp_path, monkeypatch, caplog):
+    def passes(bundle, request, cache, *, again):
+        if request.target == "cuda":
+            raise UnavailableError("PyTorch is installed without CUDA")
+        return request.target
+
+    monkeypatch.setattr("models.engines.device.default_target", lambda: "cuda")
+    monkeypatch.setattr(preparing, "device", str)
+    monkeypatch.setattr(preparing, "_first_that_passes", passes)
+    assert prepare(bundle.path, replace(AUTO, target="auto"), tmp_path / "c") == "cpu"
+    assert "no engine can use the GPU, so the processor computes: PyTorch is installed without CUDA" in caplog.text
+    with pytest.raises(UnavailableError, match=r"pip install 'widefield\[gpu\]', or choose --device cpu"):
+        prepare(bundle.path, replace(AUTO, target="cuda"), tmp_path / "c")
+
+
+def test_a_gpu_knows_one_stream_and_each_engine_its_own_precisions(bundle):
+    on_gpu = replace(AUTO, backend="torch", target="cuda", streams=4)
+    assert [found.streams for found in candidates(on_gpu, bundle)] == [1]
+    assert "openvino" not in {found.backend for found in candidates(replace(AUTO, precision="fp16"), bundle)}
+
+
+def test_children_find_a_bundle_that_is_named_from_here(bundle, tmp_path, monkeypatch):
+    monkeypatch.chdir(bundle.path.parent)
+    near = replace(bundle, path=bundle.path.relative_to(bundle.path.parent))
+    assert speed.measure(near, replace(AUTO, backend="null"), Cache(tmp_path / "c")).seconds_per_tile > 0
+
+
+def test_a_child_answers_apart_from_what_libraries_print_and_tells_its_warnings():
+    lines = in_fresh_process("""
+import io, logging, os, sys
+from models.engines import build
+def job(_):
+    logging.getLogger("models.engines.drawn").warning("level %d", 5)
+    os.write(1, b"what libraries print")
+    return {"a": 1}
+build.JOBS["drawn"], sys.stdin = job, io.StringIO('{"job": "drawn"}')
+build.main()
+""")
+    told = {"answer": {"a": 1}, "warnings": [["models.engines.drawn", "level 5"]]}
+    assert [json.loads(line) for line in lines] == [told]
+
+
+def test_warnings_of_a_child_are_told_as_our_own(monkeypatch, caplog):
+    told = {"answer": {"a": 1}, "warnings": [["models.engines.drawn", "level 5 %"]]}
+    done = SimpleNamespace(returncode=0, stdout=f"{json.dumps(told)}\n")
+    monkeypatch.setattr(preparing.subprocess, "run", lambda *_, **__: done)
+    assert preparing.run_child({"job": "drawn"}) == {"a": 1}
+    assert caplog.record_tuples == [("models.engines.drawn", logging.WARNING, "level 5 %")]
 
 
 def test_noise_does_not_decide_a_race(bundle, monkeypatch):
@@ -309,7 +436,8 @@ CHANGES = {
 }
 
 
-def test_every_field_of_a_request_makes_another_engine(bundle):
+def test_every_field_of_a_request_makes_another_engine(bundle, monkeypatch):
+    monkeypatch.setattr(preparing, "device", str)
     assert set(CHANGES) == {field.name for field in fields(EngineRequest)}
     known = {digest_of(engine_fields(bundle, REQUEST))}
     for name, value in CHANGES.items():
@@ -330,14 +458,33 @@ def test_a_compiled_graph_is_found_again_only_for_what_it_was_compiled_for(bundl
 
 def test_another_bundle_library_or_device_makes_another_engine(bundle, tmp_path, monkeypatch):
     known = [digest_of(engine_fields(draw_bundle(tmp_path / "other", seed=1), REQUEST))]
-    for name, value in (("device", lambda _: "another processor"), ("ENGINE_FORMAT", 99)):
-        with monkeypatch.context() as patch:
-            patch.setattr(preparing, name, value)
-            known.append(digest_of(engine_fields(bundle, REQUEST)))
+    with monkeypatch.context() as patch:
+        patch.setattr(preparing, "device", lambda _: "another processor")
+        known.append(digest_of(engine_fields(bundle, REQUEST)))
+    with monkeypatch.context() as patch:
+        patch.setattr(backends, "digest_of_sources", lambda *_: "other code")
+        known.append(digest_of(engine_fields(bundle, REQUEST)))
     with monkeypatch.context() as patch:
         patch.setattr(backends, "version", lambda name: f"0 of {name}")
         known.append(digest_of(engine_fields(bundle, REQUEST)))
     assert len({*known, digest_of(engine_fields(bundle, REQUEST))}) == 5
+
+
+@pytest.mark.parametrize("backend", BACKENDS.values(), ids=str)
+def test_all_code_that_decides_is_found(backend):
+    for name in (*NETWORK, *GATE, f"engines/{backend.name}", *backend.helpers):
+        assert list(MODELS.glob(f"{name}.py")), name
+
+
+def test_a_changed_byte_in_the_code_changes_its_digest(tmp_path, monkeypatch):
+    monkeypatch.setattr(backends, "MODELS", tmp_path)
+    digests = set()
+    for code in ("a = 1", "a = 2"):
+        (tmp_path / "serve.py").write_text(code)
+        digest_of_sources.cache_clear()
+        digests.add(digest_of_sources("serve"))
+    digest_of_sources.cache_clear()
+    assert len(digests) == 2
 
 
 def test_what_is_missing_today_is_not_remembered(bundle, cache, monkeypatch):

@@ -1,5 +1,7 @@
 """What can run a network, as a table, and the module behind each name. Imports none of them."""
 
+import functools
+import hashlib
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +16,15 @@ from models.errors import EngineError
 
 TENSORRT = ("tensorrt", "tensorrt-cu13-bindings", "tensorrt-rtx", "tensorrt-rtx-cu13-bindings")
 """Distributions that bring TensorRT, those that are preferred first."""
+MODELS = Path(__file__).resolve().parents[1]
+NETWORK = (
+    "network", "segmenter", "classifier", "decoder", "inception/*",
+    "serve", "rewrite", "export", "imported", "onnxgraph",
+)  # fmt: skip
+"""Modules of `models` that decide what every engine computes; `*` stands for all in a package."""
+GATE = ("probes", "parity", "engines/gate", "engines/reference", "engines/torch")
+"""Modules that decide which engines serve."""
+_RING = ("engines/ringed", "engines/ring")
 
 
 class BackendModule(Protocol):
@@ -47,6 +58,10 @@ class Backend:
     """Whether it takes the ONNX graph of an imported network."""
     extra: str = ""
     """The project's extra that installs what it needs."""
+    on_gpu: tuple[str, ...] = ()
+    """Distributions that decide as well where it runs on a GPU."""
+    helpers: tuple[str, ...] = ()
+    """Modules that decide what it computes, beside `NETWORK` and its own."""
 
     @cached_property
     def module(self) -> BackendModule:
@@ -64,10 +79,15 @@ class Backend:
             f": pip install 'widefield[{self.extra}]'" if self.extra else ""
         )
 
-    def versions(self) -> str:
+    def versions(self, target: Target = "cpu") -> str:
         """Exact versions of its libraries, read without importing them."""
         libraries = [*self.libraries, *([_tensorrt()] if self.name == "tensorrt" else [])]
+        libraries += self.on_gpu if target == "cuda" else ()
         return ", ".join(f"{name} {_version(name)}" for name in libraries if name) or "none"
+
+    def sources(self) -> str:
+        """Digest of the code that decides what it computes: its options, and how the graph is made."""
+        return digest_of_sources(*(() if self.name == "null" else NETWORK), f"engines/{self.name}", *self.helpers)
 
 
 _EXPORT = ("onnx", "onnxscript", "torch")
@@ -75,7 +95,15 @@ _EXPORT = ("onnx", "onnxscript", "torch")
 BACKENDS: Mapping[str, Backend] = {
     backend.name: backend
     for backend in (
-        Backend("tensorrt", ("cuda",), ("fp16", "bf16", "fp32"), _EXPORT, "compiled", extra="gpu"),
+        Backend(
+            "tensorrt",
+            ("cuda",),
+            ("fp16", "bf16", "fp32"),
+            _EXPORT,
+            "compiled",
+            extra="gpu",
+            helpers=("engines/trt_plan", "halves", "wire", *_RING),
+        ),
         Backend("openvino", ("cpu",), ("bf16", "fp32"), ("openvino", *_EXPORT), "portable"),
         Backend(
             "inductor",
@@ -85,9 +113,11 @@ BACKENDS: Mapping[str, Backend] = {
             "compiled",
             raced=False,
             runs_graphs=False,
+            on_gpu=("triton",),
+            helpers=("engines/fused", "engines/native", "engines/torch", *_RING),
         ),
         Backend("onnxruntime", ("cpu",), ("fp32",), ("onnxruntime", *_EXPORT), "portable"),
-        Backend("torch", ("cpu", "cuda"), ("bf16", "fp16", "fp32"), ("torch",), runs_graphs=False),
+        Backend("torch", ("cpu", "cuda"), ("bf16", "fp16", "fp32"), ("torch",), runs_graphs=False, helpers=_RING),
         Backend("null", ("cpu", "cuda"), ("fp32",), ()),
     )
 }
@@ -103,6 +133,15 @@ def backend_of(name: str) -> Backend:
     if name not in BACKENDS:
         raise EngineError(f"no engine is called {name!r}: choose one of auto, {', '.join(BACKENDS)}")
     return BACKENDS[name]
+
+
+@functools.cache
+def digest_of_sources(*modules: str) -> str:
+    """sha256 over the sources of modules of `models`, none of which is imported."""
+    digest = hashlib.sha256()
+    for file in sorted({file for name in modules for file in MODELS.glob(f"{name}.py")}):
+        digest.update(f"{file.relative_to(MODELS)} {file.stat().st_size}\n".encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 def _tensorrt() -> str | None:

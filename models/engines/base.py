@@ -12,9 +12,6 @@ from numpy.typing import NDArray
 from models.engines.meter import Meter
 from models.errors import EngineError
 
-ENGINE_FORMAT = 3
-"""Version of the served graph and of its gate: raised whenever either changes what an engine returns or promises."""
-
 BackendName = Literal["torch", "inductor", "openvino", "onnxruntime", "tensorrt", "null"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Target = Literal["cpu", "cuda"]
@@ -51,7 +48,8 @@ class EngineRequest:
     threads: int = field(default_factory=lambda: min(_cores(), 8))
     """Threads of the engine: part of its identity, never derived from the number of workers."""
     streams: int = 1
-    """Batches that are computed side by side, each by its share of the threads; 0: as many as pay, by measurement."""
+    """Batches that are computed side by side, each by its share of the threads; 0: as many as pay, by measurement.
+    A GPU knows one."""
     target: Literal["auto"] | Target = "auto"
     """What it runs on; `auto`: a GPU where there is one."""
     tta: bool = False

@@ -4,6 +4,7 @@ python -m models.engines.build
 """
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -18,19 +19,36 @@ from models.engines.gate import gate
 from models.engines.load import open_checked, open_engine
 from models.engines.prepare import graph_fields, record_of
 from models.engines.speed import peak_bytes, race, seconds_per_tile
-from models.errors import EngineError
+from models.errors import UnavailableError
 
 Job = Mapping[str, Any]
 Answer = dict[str, Any]
 
 
 def main() -> None:
-    """Do the job on stdin. What libraries print goes to standard error: the answer stands alone."""
-    job = json.load(sys.stdin)
+    """Do the job on stdin: {"answer": ..., "warnings": [[logger, message], ...]}.
+
+    What libraries print goes to standard error: the answer stands alone.
+    """
+    job, warnings = json.load(sys.stdin), Warnings()
+    logging.getLogger("models").addHandler(warnings)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    answers.write(json.dumps(JOBS[job["job"]](job)) + "\n")
+    answer = JOBS[job["job"]](job)
+    answers.write(json.dumps({"answer": answer, "warnings": warnings.kept}) + "\n")
     answers.flush()
+
+
+class Warnings(logging.Handler):
+    """Keeps what this project warns of, for the process that waits for the answer."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.kept: list[tuple[str, str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep the logger's name and the message."""
+        self.kept.append((record.name, record.getMessage()))
 
 
 def _list(job: Job) -> Answer:
@@ -88,12 +106,12 @@ def _measure(job: Job) -> Answer:
 
 
 def _race(job: Job) -> Answer:
-    """Requests in the order of their speed, and why the others are out of it: {"order": [...], "out": {...}, ...}."""
+    """Requests in the order of their speed, and why the others are not among them: see `models.engines.speed.race`."""
     bundle, cache = _bundle(job), Cache(job["cache"])
 
     def start(request: EngineRequest) -> Any:
         if reason := _unavailable(request.backend, request.target_here, request.precision):
-            raise EngineError(reason)
+            raise UnavailableError(reason)
         compile_graph(bundle, request, cache)
         return open_engine(bundle, record_of(bundle, request, cache), cache)
 

@@ -4,16 +4,20 @@ ROOT/<kind>/<key>/manifest.json   {schema, fields, files: {name: sha256}}
 ROOT/<kind>/<key>/...             the artefacts
 
 Engines are native code in effect, so they come from the owner's own folder alone: nobody else may write to it, links
-are not followed, and an entry of which a byte has changed is made anew.
+are not followed, and an entry of which a byte has changed is made anew. A manifest's time of modification tells when
+its entry was used last.
 """
 
+import contextlib
+import errno
 import hashlib
 import json
 import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +29,9 @@ SCHEMA = 1
 MANIFEST = "manifest.json"
 PATIENCE = 3600
 """Seconds to wait for another process that is making the same entry."""
+DAY = 24 * 3600
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""What a disk answers that takes no more."""
 
 Fields = Mapping[str, object]
 
@@ -68,23 +75,47 @@ class Cache:
         if not path.exists():
             return None
         try:
-            return _verified(path, fields)
+            entry = _verified(path, fields)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             log.warning("%s has changed on disk (%s): it is not loaded but made anew", path, error)
             return None
+        with contextlib.suppress(OSError):  # a cache that can only be read serves as well
+            os.utime(path / MANIFEST)
+        return entry
 
-    def make(self, kind: str, fields: Fields, maker: Callable[[Path], None]) -> Entry:
-        """The entry; `maker` fills an empty folder if it is missing. Of several processes, one makes it.
+    def make(
+        self,
+        kind: str,
+        fields: Fields,
+        maker: Callable[[Path], None],
+        stands: Callable[[Entry], bool] = lambda _: True,
+    ) -> Entry:
+        """The entry; `maker` fills an empty folder if it is missing, or if it is there and no longer `stands`.
 
-        A folder appears under its name complete and on disk, or not at all.
+        Of several processes, one makes it. A folder appears under its name complete and on disk, or not at all.
+
+        Raises:
+            EngineError: another process has been making it for too long, or the disk is full.
         """
         path = self._path(kind, fields)
-        path.parent.mkdir(mode=0o700, exist_ok=True)
         try:
+            path.parent.mkdir(mode=0o700, exist_ok=True)
             with FileLock(path.with_suffix(".lock"), timeout=PATIENCE):
-                return self.get(kind, fields) or _publish(path, fields, maker)
+                found = self.get(kind, fields)
+                return found if found is not None and stands(found) else _publish(path, fields, maker)
         except Timeout as error:
             raise EngineError(f"{path.with_suffix('.lock')} has been held for {PATIENCE} s: stop its owner") from error
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise EngineError(f"cache {self.root}: {error.strerror}: free space or set WIDEFIELD_CACHE") from error
+
+    def forget(self, days: float = 0) -> int:
+        """Remove what nobody has used for so many days, and what killed makers left; the bytes that this freed.
+
+        What is being made at this moment stays.
+        """
+        return sum(_forget(lock, days) for lock in self.root.glob("*/*.lock"))
 
     def _path(self, kind: str, fields: Fields) -> Path:
         return self.root / kind / digest_of(fields)[:32]
@@ -107,7 +138,7 @@ def _verified(path: Path, fields: Fields) -> Entry:
 
 
 def _publish(path: Path, fields: Fields, maker: Callable[[Path], None]) -> Entry:
-    for leftover in path.parent.glob(f".{path.name}.*"):  # of makers that were killed: we hold their lock
+    for leftover in _leftovers(path):
         shutil.rmtree(leftover)
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
@@ -125,6 +156,29 @@ def _publish(path: Path, fields: Fields, maker: Callable[[Path], None]) -> Entry
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return Entry(path, files)
+
+
+def _leftovers(path: Path) -> Iterator[Path]:
+    """Folders of makers that were killed, for who holds their lock."""
+    return path.parent.glob(f".{path.name}.*")
+
+
+def _forget(lock: Path, days: float) -> int:
+    """Remove the entry of a lock if it has not been used for so many days; the bytes that this freed."""
+    path = lock.with_suffix("")
+    try:
+        with FileLock(lock, timeout=0):
+            manifest = path / MANIFEST
+            unused = manifest.is_file() and manifest.stat().st_mtime <= time.time() - days * DAY
+            return sum(_remove(folder) for folder in (*_leftovers(path), *([path] if unused else [])))
+    except Timeout:
+        return 0
+
+
+def _remove(folder: Path) -> int:
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    shutil.rmtree(folder)
+    return size
 
 
 def _open(file: Path) -> int:

@@ -10,7 +10,7 @@ from models.engines.base import Engine, EngineRecord
 from models.engines.cache import Cache
 from models.engines.gate import gate
 from models.engines.null import NullEngine
-from models.engines.prepare import PATIENT, graph_fields, prepared, restored
+from models.engines.prepare import SETTINGS, graph_fields, prepared
 from models.errors import EngineError
 
 LOAD_PROBES = 2
@@ -30,7 +30,7 @@ def load_engine(bundle_path: Path | str, record: EngineRecord, cache: Path | Non
             f"engine {record.digest[:12]} was made of bundle {record.bundle[:12]}, not {bundle.digest[:12]}"
         )
     here = prepared(bundle, record.request, store)
-    if record.digest not in {here.digest} & {restored(bundle, record.request, store)}:
+    if record.digest != here.digest:
         raise EngineError(_other(record, here))
     return open_checked(bundle, record, store)
 
@@ -50,7 +50,8 @@ def open_engine(bundle: Bundle, record: EngineRecord, cache: Cache) -> Engine:
     """The engine from its cached artefacts, unchecked."""
     if record.backend == "null":
         return NullEngine(record, len(record.planes or bundle.spec.planes))
-    os.environ.setdefault(*PATIENT)  # before torch loads
+    for setting in SETTINGS.items():
+        os.environ.setdefault(*setting)
     backend = backend_of(record.backend)
     if backend.artefact is None:
         return backend.module.load(record, bundle, None)
@@ -65,8 +66,11 @@ def _other(record: EngineRecord, here: EngineRecord) -> str:
     names = [field.name for field in fields(record) if field.name not in measured]
     pairs = ((name, getattr(record, name), getattr(here, name)) for name in names)
     differences = [f"{name} {pinned!r}, here {ours!r}" for name, pinned, ours in pairs if pinned != ours]
+    way_out = "run it on machines that are alike"
+    if not differences and backend_of(record.backend).artefact == "compiled":
+        way_out = f"share WIDEFIELD_CACHE between workers, since {record.backend} compiles to other bytes each time"
     return (
         f"this machine would make another engine than {record.digest[:12]} "
-        f"({'; '.join(differences) or 'the compiled graph differs'}): one output is made by one engine, so run it on "
-        "machines that are alike, or start a new output"
+        f"({'; '.join(differences) or 'the graph differs, or the code that makes it'}): one output is made by one "
+        f"engine, so {way_out}, or start a new output"
     )

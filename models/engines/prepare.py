@@ -21,44 +21,82 @@ from typing import Any, cast
 
 import models
 from models.bundle import Bundle, open_bundle
-from models.engines.backends import BACKENDS, Backend, backend_of
-from models.engines.base import ENGINE_FORMAT, BackendName, EngineRecord, EngineRequest, Precision, Target
-from models.engines.cache import Cache, digest_of
-from models.engines.device import default_target, device
+from models.engines.backends import BACKENDS, GATE, NETWORK, Backend, backend_of, digest_of_sources
+from models.engines.base import BackendName, EngineRecord, EngineRequest, Precision, Target
+from models.engines.cache import Cache, Entry, digest_of
+from models.engines.device import default_target, device, gpus
 from models.errors import EngineError, UnavailableError
 from models.spec import check_planes
 
-PATIENT = ("OMP_WAIT_POLICY", "PASSIVE")
-"""Set before torch loads: where workers share the cores, threads that spin while they wait cost a factor of six."""
+SETTINGS = {
+    "OMP_WAIT_POLICY": "PASSIVE",  # where workers share the cores, threads that spin as they wait cost a factor of six
+    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # GPUs counted as the driver counts them
+}
+"""Of the environment, where it does not say otherwise; before torch loads."""
+REFUSED, RECORD, CHOICE = "refused.json", "record.json", "choice.json"
 RACE_TILE = 512
 """Engines are compared on the bundle's tile nearest to this: on larger ones the order is the same, and takes longer."""
 
 log = logging.getLogger(__name__)
 
 
-def prepare(bundle_path: Path | str, request: EngineRequest, cache: Path | None = None) -> EngineRecord:
+def prepare(
+    bundle_path: Path | str, request: EngineRequest, cache: Path | None = None, *, again: bool = False
+) -> EngineRecord:
     """The engine for `request`: from the cache, else built, gated and measured.
 
-    `auto` takes the fastest that passes its gate; the speeds are measured once for each bundle and machine.
+    `auto` takes the fastest that passes its gate; the speeds are measured once for each bundle and machine. A GPU that
+    no engine can use is left alone where the target is `auto`. `again`: measurements and verdicts are made anew.
 
     Raises:
         EngineError: none can be built, or none agrees with the bundle's network; the reasons.
     """
-    bundle, store = open_bundle(Path(bundle_path).resolve()), Cache(cache)
+    bundle, store, target = open_bundle(Path(bundle_path).resolve()), Cache(cache), request.target_here
     check_request(bundle, request)
+    device(target)  # raises where there is none
+    try:
+        return _first_that_passes(bundle, replace(request, target=target), store, again=again)
+    except UnavailableError as error:
+        if request.target == "cuda" and request.backend == "auto":
+            raise UnavailableError(f"{error}: pip install 'widefield[gpu]', or choose --device cpu") from error
+        if request.target != "auto" or target == "cpu":
+            raise
+        log.warning("no engine can use the GPU, so the processor computes: %s", error)
+    return _first_that_passes(bundle, replace(request, target="cpu"), store, again=again)
+
+
+def _first_that_passes(bundle: Bundle, request: EngineRequest, cache: Cache, *, again: bool) -> EngineRecord:
     chosen = list(candidates(request, bundle))
-    if len(chosen) > 1:
-        chosen = ranked(bundle, request, store)
-    reasons = []
-    for candidate in chosen:
+    if len(chosen) == 1:
+        return prepared(bundle, chosen[0], cache, again=again)
+    reasons: list[tuple[str, EngineError]] = []
+    for candidate in _in_order(bundle, request, chosen, cache, again=again):
         try:
-            return prepared(bundle, candidate, store)
+            return prepared(bundle, candidate, cache, again=again)
         except EngineError as error:
-            if len(chosen) == 1:
-                raise
-            reasons.append(f"{named(candidate)}: {error}")
-            log.warning("engine refused, trying the next one: %s", reasons[-1])
-    raise EngineError(f"no engine can be prepared: {'; '.join(reasons) or 'none is available here'}")
+            reasons.append((named(candidate), error))
+            log.warning("engine refused, trying the next one: %s: %s", *reasons[-1])
+    raise _none(reasons)
+
+
+def _in_order(
+    bundle: Bundle, request: EngineRequest, chosen: list[EngineRequest], cache: Cache, *, again: bool
+) -> list[EngineRequest]:
+    """The fastest first; where they cannot be compared, as they come."""
+    try:
+        return ranked(bundle, request, cache, again=again) if chosen else []
+    except UnavailableError:
+        raise
+    except EngineError as error:
+        log.warning("engines could not be compared, so the likeliest is tried first: %s", error)
+        return chosen
+
+
+def _none(reasons: list[tuple[str, EngineError]]) -> EngineError:
+    """The error that tells why there is no engine: one of what is missing, if nothing else is the matter."""
+    kind = UnavailableError if all(isinstance(error, UnavailableError) for _, error in reasons) else EngineError
+    told = "; ".join(f"{name}: {error}" for name, error in reasons)
+    return kind(f"no engine can be prepared: {told or 'none is installed that could'}")
 
 
 def named(request: EngineRequest | EngineRecord) -> str:
@@ -82,7 +120,8 @@ def _backends(request: EngineRequest, target: Target, bundle: Bundle) -> Iterato
         return
     for backend in BACKENDS.values():
         tried = backend.name != "null" and (backend.raced or target == "cuda") and backend.missing() is None
-        if tried and target in backend.targets and (backend.runs_graphs or not bundle.spec.imported):
+        computes = target in backend.targets and request.precision in {"auto", *backend.precisions}
+        if tried and computes and (backend.runs_graphs or not bundle.spec.imported):
             yield backend
 
 
@@ -93,6 +132,8 @@ def _precisions(backend: Backend, target: Target) -> tuple[Precision, ...]:
 
 def _streams(request: EngineRequest) -> tuple[int, ...]:
     """Numbers of streams to be compared: those that share the threads evenly; one where the backend knows no others."""
+    if request.target == "cuda":
+        return (1,)
     if request.streams:
         return (request.streams,)
     if request.backend != "openvino":
@@ -100,43 +141,76 @@ def _streams(request: EngineRequest) -> tuple[int, ...]:
     return tuple(streams for streams in (1, 2, 4, 8, 16) if request.threads % streams == 0)
 
 
-def ranked(bundle: Bundle, request: EngineRequest, cache: Cache) -> list[EngineRequest]:
-    """The candidates that are available here, the fastest first, as measured once on this machine."""
-    chosen = {_label(candidate): candidate for candidate in candidates(request, bundle)}
+def ranked(bundle: Bundle, request: EngineRequest, cache: Cache, *, again: bool = False) -> list[EngineRequest]:
+    """The candidates that are available here, the fastest first, as measured once on this machine.
+
+    A comparison in which one failed counts this time, and is made anew the next time.
+
+    Raises:
+        UnavailableError: none is available.
+        EngineError: those that are have failed.
+    """
+    chosen = {label(candidate): candidate for candidate in candidates(request, bundle)}
     fields = choice_fields(bundle, request, list(chosen.values()))
-    entry = cache.make("choice", fields, lambda folder: _race(bundle, list(chosen.values()), cache, folder))
-    order = json.loads((entry.path / "choice.json").read_text())["order"]
-    return [chosen[label] for label in order]
+
+    def race(folder: Path) -> None:
+        (folder / CHOICE).write_text(json.dumps(_race(bundle, list(chosen.values()), cache)))
+
+    def read(entry: Entry) -> dict[str, Any]:
+        return cast("dict[str, Any]", json.loads((entry.path / CHOICE).read_text()))
+
+    entry = cache.make("choice", fields, race, lambda entry: not again and not read(entry)["failed"])
+    return [chosen[name] for name in read(entry)["order"]]
 
 
-def _label(request: EngineRequest) -> str:
+def label(request: EngineRequest | EngineRecord) -> str:
+    """`openvino bf16 1`: what tells the runners of a race apart."""
     return f"{request.backend} {request.precision} {request.streams}"
 
 
-def _race(bundle: Bundle, chosen: list[EngineRequest], cache: Cache, folder: Path) -> None:
+def _race(bundle: Bundle, chosen: list[EngineRequest], cache: Cache) -> dict[str, Any]:
+    """The answer of `models.engines.speed.race`."""
     tile = min(bundle.spec.tiles, key=lambda edge: (abs(edge - RACE_TILE), edge))
     runners = [asdict(replace(candidate, tile=tile)) for candidate in chosen]
-    answer = run_child({"job": "race", "requests": runners, **_addresses(bundle, cache)})
-    for label, reason in answer["out"].items():
-        log.info("not compared: %s: %s", label, reason)
+    answer = run_child({"job": "race", "requests": runners, **addresses(bundle, cache)})
+    for name, reason in answer["out"].items():
+        log.info("not compared: %s: %s", name, reason)
+    for name, reason in answer["failed"].items():
+        log.warning("%s failed as engines were compared, and is left out: %s", name, reason)
     if not answer["order"]:
-        raise EngineError(f"no engine can be prepared: {'; '.join(f'{k}: {v}' for k, v in answer['out'].items())}")
-    (folder / "choice.json").write_text(json.dumps(answer))
+        missing = [(name, UnavailableError(reason)) for name, reason in answer["out"].items()]
+        raise _none(missing + [(name, EngineError(reason)) for name, reason in answer["failed"].items()])
+    return answer
 
 
-def prepared(bundle: Bundle, request: EngineRequest, cache: Cache) -> EngineRecord:
-    """One definite engine, built if the cache lacks it. A refusal by the gate is remembered as well."""
-    entry = cache.make("engine", engine_fields(bundle, request), lambda folder: _build(bundle, request, cache, folder))
-    if "refused.json" in entry.files:
-        raise EngineError(json.loads((entry.path / "refused.json").read_text())["reason"])
-    return EngineRecord.from_json((entry.path / "record.json").read_text())
+def prepared(bundle: Bundle, request: EngineRequest, cache: Cache, *, again: bool = False) -> EngineRecord:
+    """One definite engine, built if the cache lacks it. A refusal by the gate is remembered as well.
+
+    What it is loaded from is there afterwards: lost or damaged parts are made again, and where the graph comes out in
+    other bytes, it is gated and measured as the other engine that it is.
+    """
+
+    def stands(entry: Entry) -> bool:
+        if again:
+            return False
+        return REFUSED in entry.files or _record(entry).digest == _restored(bundle, request, cache)
+
+    fields = gated_fields(bundle, request)
+    entry = cache.make("engine", fields, lambda folder: _build(bundle, request, cache, folder), stands)
+    if REFUSED in entry.files:
+        raise EngineError(json.loads((entry.path / REFUSED).read_text())["reason"])
+    return _record(entry)
 
 
-def restored(bundle: Bundle, request: EngineRequest, cache: Cache) -> str:
+def _record(entry: Entry) -> EngineRecord:
+    return EngineRecord.from_json((entry.path / RECORD).read_text())
+
+
+def _restored(bundle: Bundle, request: EngineRequest, cache: Cache) -> str:
     """Digest of the engine that lies in the cache now; what has been lost or changed there is built again."""
     parts = [cache.get(kind, fields) for kind, fields in _parts(bundle, request).items()]
     if None in parts:
-        _raise_refusal(run_child({"job": "build", "request": asdict(request), **_addresses(bundle, cache)}))
+        _raise_refusal(run_child({"job": "build", "request": asdict(request), **addresses(bundle, cache)}))
     return record_of(bundle, request, cache).digest
 
 
@@ -155,13 +229,14 @@ def _parts(bundle: Bundle, request: EngineRequest) -> dict[str, dict[str, object
 
 def choice_fields(bundle: Bundle, request: EngineRequest, chosen: list[EngineRequest]) -> dict[str, object]:
     """What the order of engines by speed depends on; not the tile, nor the pixels' type."""
-    names = sorted({candidate.backend for candidate in chosen})
+    backends = [backend_of(name) for name in sorted({candidate.backend for candidate in chosen})]
+    target = chosen[0].target_here
     return {
-        "format": ENGINE_FORMAT,
-        "versions": {name: backend_of(name).versions() for name in names},
-        "device": device(chosen[0].target_here),
+        "sources": {backend.name: backend.sources() for backend in backends},
+        "versions": {backend.name: backend.versions(target) for backend in backends},
+        "device": device(target),
         "bundle": bundle.digest,
-        "candidates": [_label(candidate) for candidate in chosen],
+        "candidates": [label(candidate) for candidate in chosen],
         "threads": request.threads,
         "batch": request.batch,
         "tta": request.tta,
@@ -170,11 +245,11 @@ def choice_fields(bundle: Bundle, request: EngineRequest, chosen: list[EngineReq
 
 def graph_fields(bundle: Bundle, request: EngineRequest) -> dict[str, object]:
     """What the compiled graph depends on."""
-    backend = backend_of(request.backend)
+    backend, target = backend_of(request.backend), request.target_here
     fields: dict[str, object] = {
-        "format": ENGINE_FORMAT,
+        "sources": backend.sources(),
         "backend": backend.name,
-        "versions": backend.versions(),
+        "versions": backend.versions(target),
         "bundle": bundle.digest,
         "tile": request.tile,
         "batch": request.batch,
@@ -183,16 +258,16 @@ def graph_fields(bundle: Bundle, request: EngineRequest) -> dict[str, object]:
         "tta": request.tta,
     }
     if backend.artefact == "compiled":
-        target = request.target_here
-        fields |= {"precision": request.precision, "target": target, "device": device(target)}
-        fields |= {"threads": request.threads}
+        made_elsewhere = target == "cuda" and not gpus()  # TensorRT can do that
+        fields |= {"precision": request.precision, "target": target, "threads": request.threads}
+        fields |= {"device": None if made_elsewhere else device(target)}
     return fields
 
 
 def reference_fields(bundle: Bundle, request: EngineRequest) -> dict[str, object]:
     """What the network's own answers on the probes depend on."""
     return {
-        "format": ENGINE_FORMAT,
+        "sources": digest_of_sources(*NETWORK, *GATE),
         "versions": backend_of("onnxruntime" if bundle.spec.imported else "torch").versions(),
         "bundle": bundle.digest,
         "tile": request.tile,
@@ -209,14 +284,19 @@ def calibration_fields(bundle: Bundle, request: EngineRequest) -> dict[str, obje
 
 def engine_fields(bundle: Bundle, request: EngineRequest) -> dict[str, object]:
     """What an engine depends on: whatever can change a byte of its output."""
-    target = request.target_here
+    backend, target = backend_of(request.backend), request.target_here
     return {
-        "format": ENGINE_FORMAT,
-        "versions": backend_of(request.backend).versions(),
+        "sources": backend.sources(),
+        "versions": backend.versions(target),
         "device": device(target),
         "bundle": bundle.digest,
         **asdict(replace(request, target=target)),
     }
+
+
+def gated_fields(bundle: Bundle, request: EngineRequest) -> dict[str, object]:
+    """What the gate's verdict depends on as well: another gate is asked anew, and its engine is the same."""
+    return engine_fields(bundle, request) | {"gate": digest_of_sources(*GATE)}
 
 
 def record_of(bundle: Bundle, request: EngineRequest, cache: Cache) -> EngineRecord:
@@ -228,7 +308,7 @@ def record_of(bundle: Bundle, request: EngineRequest, cache: Cache) -> EngineRec
     return EngineRecord(
         digest=digest_of(fields),
         backend=cast("BackendName", request.backend),
-        version=backend_of(request.backend).versions(),
+        version=backend_of(request.backend).versions(target),
         precision=cast("Precision", request.precision),
         device=device(target),
         tile=request.tile,
@@ -279,17 +359,17 @@ def _check_backend(backend: Backend, request: EngineRequest, bundle: Bundle) -> 
 
 def _build(bundle: Bundle, request: EngineRequest, cache: Cache, folder: Path) -> None:
     """Fill `folder` with record.json, or with refused.json where the gate says no, whoever asks again."""
-    addresses, parity = _addresses(bundle, cache), None
+    where, parity = addresses(bundle, cache), None
     if request.backend != "null":
-        built = run_child({"job": "build", "request": asdict(request), **addresses})
+        built = run_child({"job": "build", "request": asdict(request), **where})
         if "refused" in built:
-            (folder / "refused.json").write_text(json.dumps({"reason": built["refused"]}))
+            (folder / REFUSED).write_text(json.dumps({"reason": built["refused"]}))
             return
         _raise_refusal(built)
         parity = built["parity"]
     record = record_of(bundle, request, cache)
-    measured = run_child({"job": "measure", "record": record.to_json(), **addresses})
-    (folder / "record.json").write_text(replace(record, parity=parity, **measured).to_json())
+    measured = run_child({"job": "measure", "record": record.to_json(), **where})
+    (folder / RECORD).write_text(replace(record, parity=parity, **measured).to_json())
 
 
 def _raise_refusal(built: dict[str, Any]) -> None:
@@ -300,8 +380,9 @@ def _raise_refusal(built: dict[str, Any]) -> None:
         raise EngineError(reason)
 
 
-def _addresses(bundle: Bundle, cache: Cache) -> dict[str, str]:
-    return {"bundle": str(bundle.path), "cache": str(cache.root)}
+def addresses(bundle: Bundle, cache: Cache) -> dict[str, str]:
+    """Where a child, which runs in another folder, finds them."""
+    return {"bundle": str(bundle.path.resolve()), "cache": str(cache.root)}
 
 
 def planned(bundle: Bundle, request: EngineRequest, cache: Cache) -> str:
@@ -311,26 +392,34 @@ def planned(bundle: Bundle, request: EngineRequest, cache: Cache) -> str:
         UnavailableError: not even a plan can be made here.
     """
     asked = replace(request, backend="tensorrt", target="cuda")
-    made = run_child({"job": "plan", "request": asdict(asked), **_addresses(bundle, cache)})
+    made = run_child({"job": "plan", "request": asdict(asked), **addresses(bundle, cache)})
     _raise_refusal(made)
     digests = ", ".join(f"{name} {digest[:12]}" for name, digest in made["files"].items())
     return f"a plan of {made['bytes'] / 1e6:.1f} MB was made ({digests})"
 
 
 def run_child(job: dict[str, Any]) -> dict[str, Any]:
-    """Run one job of `models.engines.build`: the last line that it prints is its answer.
+    """Run one job of `models.engines.build`: its answer, after its warnings have been told as if they were our own.
 
     Raises:
         EngineError: the child failed, with its last line, or was killed.
     """
     home = Path(next(iter(models.__path__))).parent  # so that the child imports the very code that runs here
     command = [sys.executable, "-m", "models.engines.build"]
-    environment = {PATIENT[0]: PATIENT[1], **os.environ}
     done = subprocess.run(
-        command, input=json.dumps(job), capture_output=True, text=True, cwd=home, env=environment, check=False
+        command,
+        input=json.dumps(job),
+        capture_output=True,
+        text=True,
+        cwd=home,
+        env={**SETTINGS, **os.environ},
+        check=False,
     )
     if done.returncode == 0:
-        return cast("dict[str, Any]", json.loads(done.stdout.splitlines()[-1]))
+        told = json.loads(done.stdout.splitlines()[-1])
+        for name, warning in told["warnings"]:
+            logging.getLogger(name).warning("%s", warning)
+        return cast("dict[str, Any]", told["answer"])
     if done.returncode < 0:
         raise EngineError(
             f"the process that should {job['job']} the engine was killed by signal {-done.returncode}; "

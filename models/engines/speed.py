@@ -1,5 +1,7 @@
 """How fast engines are: one alone, or several beside each other."""
 
+import gc
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -12,17 +14,19 @@ from typing import Any
 from models.bundle import Bundle
 from models.engines.base import Batch, Engine, EngineRequest
 from models.engines.cache import Cache
-from models.engines.prepare import named, record_of, run_child
+from models.engines.prepare import addresses, label, named, record_of, run_child
 from models.errors import EngineError, UnavailableError
 from models.probes import probes
 
 WARM_UP, RUNS = 1, 7
 SECONDS = 3.0
 """Measuring stops at `RUNS` batches, or after this long."""
-TURNS = 4
-"""Rounds of each runner in a race, after the first two."""
+TURNS = 5
+"""Rounds of each of two runners that are compared, at most."""
+DUEL = 10.0
+"""Seconds after which they are compared by the rounds that they have had."""
 HOPELESS = 1.5
-"""A runner whose best round takes so many times the leader's drops out of the race."""
+"""Where one's best round takes so many times the other's, more rounds would not change the verdict."""
 CLEARLY = 1.05
 """How many times as fast as the first of the candidates another one must be to go before it: noise decides nothing."""
 
@@ -43,17 +47,17 @@ def measure(bundle: Bundle, request: EngineRequest, cache: Cache) -> Speed:
     Raises:
         EngineError: it is not available here, or fails.
     """
-    addresses = {"bundle": str(bundle.path), "cache": str(cache.root)}
-    compiled = run_child({"job": "compile", "request": asdict(request), **addresses})
+    where = addresses(bundle, cache)
+    compiled = run_child({"job": "compile", "request": asdict(request), **where})
     if "unavailable" in compiled:
         raise UnavailableError(f"{named(request)}: {compiled['unavailable']}")
     record = record_of(bundle, request, cache).to_json()
-    return Speed(**run_child({"job": "measure", "record": record, "checked": False, **addresses}))
+    return Speed(**run_child({"job": "measure", "record": record, "checked": False, **where}))
 
 
 def seconds_per_tile(bundle: Bundle, engine: Engine) -> float:
     """Median seconds a tile in a steady stream of full batches, with as many in flight as it has streams."""
-    return median(list(_rounds(engine, full_batch(bundle, engine)))[WARM_UP:])
+    return _steady(engine, full_batch(bundle, engine))
 
 
 def full_batch(bundle: Bundle, engine: Engine) -> Batch:
@@ -64,40 +68,74 @@ def full_batch(bundle: Bundle, engine: Engine) -> Batch:
     return Batch(pixels, valid, probe.scale, probe.offset)
 
 
+@dataclass(frozen=True, eq=False)
+class Runner:
+    """An engine in a race."""
+
+    label: str
+    engine: Engine
+    batch: Batch
+
+    def round(self) -> float:
+        """Seconds a tile: on a processor of as many batches as there are streams, on a GPU with its slots full."""
+        if self.engine.record.target == "cuda":
+            return _steady(self.engine, self.batch)
+        record, start = self.engine.record, time.perf_counter()
+        deque(self.engine.map(repeat(self.batch, record.streams)), maxlen=0)
+        return (time.perf_counter() - start) / (record.streams * record.batch)
+
+
 def race(bundle: Bundle, requests: Sequence[EngineRequest], start: Callable[[EngineRequest], Engine]) -> dict[str, Any]:
-    """{"order": labels, the fastest first; "seconds": of a tile, by label; "out": reasons, by label}.
+    """{"order": labels, the fastest first; "seconds": of a tile, by label; "out", "failed": reasons, by label}.
 
-    `start` opens an engine, or raises EngineError. The runners take turns, so that other work on the machine slows all
-    alike, and each counts by its best round. What is hopeless drops out early.
+    `start` opens an engine, or raises UnavailableError: it is out. Whatever else happens to one, it has failed. Each
+    challenges the fastest of those before it, and only these two are open.
     """
-    best: dict[str, float] = {}
+    seconds: dict[str, float] = {}
     out: dict[str, str] = {}
-    runners: dict[str, tuple[Engine, Batch]] = {}
+    failed: dict[str, str] = {}
+    leader: Runner | None = None
     for request in requests:
-        label = f"{request.backend} {request.precision} {request.streams}"
+        name = label(request)
         try:
-            engine = start(request)
-            batch = full_batch(bundle, engine)
-            _round(engine, batch)
-            best[label] = _round(engine, batch)
-            runners[label] = engine, batch
-        except EngineError as error:
-            out[label] = str(error)
+            leader = _winner(leader, _runner(bundle, start(request)), seconds)
+        except UnavailableError as error:
+            out[name] = str(error)
+        except Exception as error:  # noqa: BLE001 - a library may raise anything, and the next one may be sound
+            failed[name] = str(error) if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"
+        gc.collect()  # threads and callbacks of the one that lost point back at it
+    first = next(iter(seconds), "")
+    order = sorted(seconds, key=lambda name: seconds[name] / (CLEARLY if name == first else 1))
+    return {"order": order, "seconds": seconds, "out": out, "failed": failed}
+
+
+def _runner(bundle: Bundle, engine: Engine) -> Runner:
+    return Runner(label(engine.record), engine, full_batch(bundle, engine))
+
+
+def _winner(leader: Runner | None, challenger: Runner, seconds: dict[str, float]) -> Runner:
+    """The faster of two; adds the challenger to `seconds`.
+
+    They take turns, so that other work on the machine slows both alike, and each counts by its best round. Where the
+    leader's seconds were measured at another time, the challenger's are told in proportion to them.
+    """
+    challenger.round()  # warms up
+    if leader is None:
+        seconds[challenger.label] = challenger.round()
+        return challenger
+    theirs = ours = math.inf
+    begun = time.perf_counter()
     for _ in range(TURNS):
-        leader = min(best.values(), default=0.0)
-        runners = {label: runner for label, runner in runners.items() if best[label] <= HOPELESS * leader}
-        for label, runner in runners.items():
-            best[label] = min(best[label], _round(*runner))
-    first = next(iter(best), "")
-    order = sorted(best, key=lambda label: best[label] / (CLEARLY if label == first else 1))
-    return {"order": order, "seconds": best, "out": out}
+        theirs, ours = min(theirs, leader.round()), min(ours, challenger.round())
+        if max(theirs, ours) > HOPELESS * min(theirs, ours) or time.perf_counter() - begun > DUEL:
+            break
+    seconds[challenger.label] = seconds[leader.label] * ours / theirs
+    return challenger if ours < theirs else leader
 
 
-def _round(engine: Engine, batch: Batch) -> float:
-    """Seconds a tile of as many batches as the engine has streams."""
-    streams, start = engine.record.streams, time.perf_counter()
-    deque(engine.map(repeat(batch, streams)), maxlen=0)
-    return (time.perf_counter() - start) / (streams * engine.record.batch)
+def _steady(engine: Engine, batch: Batch) -> float:
+    """Median seconds a tile in a stream of batches, after warming up."""
+    return median(list(_rounds(engine, batch))[WARM_UP:])
 
 
 def _rounds(engine: Engine, batch: Batch) -> Iterator[float]:
