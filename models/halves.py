@@ -17,6 +17,7 @@ from torch import nn
 
 from models.bundle import Bundle
 from models.engines.base import EngineRequest
+from models.engines.torch import DTYPES
 from models.errors import EngineError
 from models.export import INPUTS, OUTPUT, write_onnx
 from models.serve import Serve, served
@@ -25,7 +26,6 @@ from models.wire import Wired
 OPSET: Final = 22
 """The first with convolutions in bf16."""
 
-TYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 KINDS: Mapping[str, int] = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 """ONNX's names of the halves."""
 SIZED: Final = frozenset({"Resize", "Upsample"})
@@ -69,11 +69,11 @@ def halve(network: nn.Module, precision: str) -> nn.Module:
     for name, values in network.state_dict().items():
         if values.is_floating_point():
             _check_range(name, values, precision)
-    return network.to(TYPES[precision])
+    return network.to(DTYPES[precision])
 
 
 def _check_range(name: str, values: torch.Tensor, precision: str) -> None:
-    limit = torch.finfo(TYPES[precision]).max
+    limit = torch.finfo(DTYPES[precision]).max
     largest = float(values.abs().max()) if values.numel() else 0.0
     if not largest <= limit:
         raise EngineError(f"{name} reaches {largest:.3g}, {precision} ends at {limit:.3g}: choose bf16 or fp32")
@@ -122,7 +122,7 @@ def _tensors(graph: GraphProto, exact: set[str]) -> Iterator[TensorProto]:
 def _halve_tensor(tensor: TensorProto, precision: str) -> None:
     values, name = torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy()), tensor.name
     _check_range(name, values, precision)
-    raw = values.to(TYPES[precision]).contiguous().view(torch.uint16).numpy().astype("<u2").tobytes()
+    raw = values.to(DTYPES[precision]).contiguous().view(torch.uint16).numpy().astype("<u2").tobytes()
     tensor.CopyFrom(helper.make_tensor(name, KINDS[precision], tuple(values.shape), raw, raw=True))
 
 

@@ -7,7 +7,7 @@ from test_wire import run
 from torch import nn
 
 from models.errors import EngineError
-from models.halves import KINDS, TYPES, half_graph, halve
+from models.halves import KINDS, half_graph, halve
 
 SHAPE = [1, 3, 8, 8]
 
@@ -65,7 +65,7 @@ def test_a_weight_beyond_fp16_is_refused_by_name(values):
 def test_bf16_holds_what_fp16_does_not():
     network = nn.Conv2d(3, 2, 3)
     nn.init.constant_(network.weight, 70000)
-    assert halve(network, "bf16").weight.dtype == TYPES["bf16"]
+    assert halve(network, "bf16").weight.dtype == torch.bfloat16
 
 
 def test_a_graph_with_branches_is_refused():

@@ -147,10 +147,28 @@ def test_a_variant_that_cannot_be_compiled_is_left_out_and_none_is_an_error(tmp_
                 return valid
             return scale
 
-    variants = (("odd", Refused()) for _ in range(1))
+    variants = {"odd": Refused}
     with caplog.at_level(logging.WARNING), pytest.raises(EngineError, match="odd: Inductor cannot compile the network"):
         fastest(variants, signed_tensors(batch()), tmp_path, Threads(), OPTIONS["cpu"])
     assert "left out: odd" in caplog.text
+
+
+@pytest.mark.parametrize("error", [AssertionError(), TypeError("no such operator"), RuntimeError("ptxas is gone")])
+def test_whatever_fails_in_a_variant_the_other_one_is_kept(tmp_path, monkeypatch, error):
+    class Fused(torch.nn.Module):
+        def forward(self, *inputs):
+            raise error
+
+    def compiled(program, package_path, inductor_configs):
+        Path(package_path).write_bytes(b"")
+
+    def no_room():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", compiled)
+    monkeypatch.setattr(inductor, "_seconds", lambda *_: 1.0)
+    variants = {"fused": Fused, "large": no_room, "plain": lambda: signed_graph(drawn_serve(), "uint16")}
+    assert fastest(variants, signed_tensors(batch()), tmp_path, Threads(), OPTIONS["cpu"]).stem == "plain"
 
 
 REQUEST = EngineRequest("inductor", "fp32", tile=128, dtype="uint8", batch=2, threads=2, target="cpu")
@@ -234,9 +252,9 @@ def test_the_faster_of_two_variants_is_kept_and_answers_like_eager_pytorch(tmp_p
     plain, fused = (Serve(copy.deepcopy(layer), [3e4] * 2, [15e3] * 2, ("labels", "confidence")).eval() for _ in "ab")
     fuse_relus(fused.network)
     inputs = signed_tensors(batch())
-    variants = {"plain": signed_graph(plain, "uint16"), "fused": signed_graph(fused, "uint16")}
+    variants = {"plain": lambda: signed_graph(plain, "uint16"), "fused": lambda: signed_graph(fused, "uint16")}
     with workshop(tmp_path / "workshop") as scratch:
-        best = fastest(iter(variants.items()), inputs, scratch, Threads(), QUICK)
+        best = fastest(variants, inputs, scratch, Threads(), QUICK)
         assert best.stem in variants
         for name in variants:
             found = opened(scratch / f"{name}.pt2")(*inputs).numpy()

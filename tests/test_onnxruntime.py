@@ -49,7 +49,7 @@ def batches(count, size):
 @pytest.mark.parametrize("streams", [1, 2])
 def test_planes_are_those_of_eager_pytorch_in_the_order_of_the_batches(compiled, streams):
     serve, folder = compiled
-    engine = OnnxRuntimeEngine(record(streams=streams), folder / GRAPH)
+    engine = OnnxRuntimeEngine(record(streams=streams), 3, folder / GRAPH)
     given = [*batches(4, 2), *batches(1, 1)]  # the last one is padded
     for batch, found in zip(given, engine.map(iter(given)), strict=True):
         expected = predict(serve, batch)
@@ -74,7 +74,7 @@ def test_a_graph_that_is_gone_or_damaged_is_refused_in_one_line(tmp_path):
 
 
 def test_what_fails_on_a_batch_fails_the_map(compiled):
-    engine = OnnxRuntimeEngine(record(dtype="int16"), compiled[1] / GRAPH)
+    engine = OnnxRuntimeEngine(record(dtype="int16"), 3, compiled[1] / GRAPH)
     wrong = next(batches(1, 2))
     with pytest.raises(EngineError, match="ONNX Runtime failed on a batch"):
         list(engine.map([replace(wrong, pixels=wrong.pixels.astype(np.int16))]))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.engines.ring import Buffer, Cuda, Ring, Threads, ThreadStream
+from models.engines.ring import Buffer, Cuda, Ring, Threads, ThreadStream, device_errors
 from models.errors import EngineError
 
 INPUTS = {"x": Buffer((2, 64), torch.float32), "gain": Buffer((1,), torch.float32)}
@@ -84,13 +84,18 @@ class Gated(Threads):
 
 def test_copies_run_beside_the_computation_and_no_batch_enters_a_ring_that_is_full():
     device = Gated()
-    ring, started = Ring(device, INPUTS, OUTPUT, doubled), []
-    caller = threading.Thread(target=lambda: started.extend(ring.start(batch(number)) for number in range(5)))
+    ring, started, begun = Ring(device, INPUTS, OUTPUT, doubled), [], []
+
+    def begin():
+        begun.append(len(begun))
+        return lambda: None
+
+    caller = threading.Thread(target=lambda: started.extend(ring.start(batch(number), begin) for number in range(5)))
     caller.start()
     while device.done != ["in"] * 3:
         time.sleep(1e-3)
     time.sleep(0.05)
-    assert len(started) == 3
+    assert len(started) == len(begun) == 3
     assert device.done == ["in"] * 3
     device.gate.set()
     caller.join()
@@ -122,7 +127,7 @@ def test_a_failure_is_that_of_its_own_batch_alone_and_the_ring_goes_on():
 def test_who_asks_is_told_of_each_end_by_another_thread_also_of_a_failure():
     ring, told = Ring(Threads(), INPUTS, OUTPUT, failing), []
     answers = [
-        ring.start(batch(number), lambda number=number: told.append((number, threading.current_thread().name)))
+        ring.start(batch(number), lambda number=number: lambda: told.append((number, threading.current_thread().name)))
         for number in range(5)
     ]
     for number in (0, 1, 2, 4):
@@ -153,15 +158,51 @@ def test_a_batch_that_cannot_be_launched_leaves_its_slot_to_the_next():
     ring.start(batch(0))
     ring.start(batch(1))
     with pytest.raises(EngineError, match="refused a batch: out of memory"):
-        ring.start(batch(2), lambda: told.append("end"))
-    assert told == ["end"]
+        ring.start(batch(2), lambda: told.append("begin") or (lambda: told.append("end")))
+    assert told == ["begin", "end"]
     assert float(ring.start(batch(3))()[0, 0]) == 7
 
 
 @pytest.mark.parametrize(("name", "array"), [("x", np.zeros((1, 64), np.float32)), ("gain", np.zeros(1))])
 def test_arrays_of_another_shape_or_type_are_refused(name, array):
+    begun = []
     with pytest.raises(EngineError, match=f"input {name} is .*: this engine takes float32"):
-        Ring(Threads(), INPUTS, OUTPUT, doubled).start(batch(0) | {name: array})
+        Ring(Threads(), INPUTS, OUTPUT, doubled).start(batch(0) | {name: array}, lambda: begun.append("begin"))
+    assert not begun
+
+
+FULL = "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.11 GiB"
+ADVICE = (
+    "Including non-PyTorch memory, this process has 79 GiB in use. If reserved but unallocated memory is large try ..."
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (torch.OutOfMemoryError(f"{FULL}. {ADVICE}"), f"{FULL}: choose a smaller --tile or --batch"),
+        (MemoryError(), "MemoryError: choose a smaller --tile or --batch"),
+        (RuntimeError("an illegal memory access\nCompile with TORCH_USE_CUDA_DSA"), "an illegal memory access"),
+    ],
+)
+def test_what_a_device_says_is_one_line_and_has_a_way_out_where_memory_is_lacking(error, said):
+    with pytest.raises(EngineError) as told, device_errors("it failed"):
+        raise error
+    assert str(told.value) == f"it failed: {said}"
+
+
+def test_a_processor_that_is_full_is_told_of_as_well():
+    with (
+        pytest.raises(EngineError, match=r"it failed: .*: choose a smaller --tile or --batch"),
+        device_errors("it failed"),
+    ):
+        torch.empty(1 << 60)
+
+
+def weighted(slot, stream):
+    """x * gain + 1, by a weight that nobody but the recording holds."""
+    arrays, output, one = slot.device, slot.output, torch.ones_like(slot.output)
+    return stream.graphed(lambda: torch.add(arrays["x"] * arrays["gain"], one, out=output))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
@@ -175,3 +216,15 @@ def test_on_a_gpu_recorded_computations_give_the_answers_of_one_batch_after_the_
             answers[-1]()
     for number, answer in enumerate(answers):
         np.testing.assert_array_equal(answer(), np.full((2, 64), number * (number % 5) + 1, np.float32))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+@pytest.mark.gpu
+def test_on_a_gpu_recorded_computations_keep_their_weights_and_tell_what_memory_is_taken():
+    device = Cuda()
+    ring = Ring(device, INPUTS, OUTPUT, weighted)
+    before = device.taken()
+    others = [torch.full((1 << 20,), POISON, device="cuda") for _ in range(64)]
+    assert device.taken() - before >= 1 << 27
+    assert float(ring.start(batch(3))()[0, 0]) == 7
+    del others

@@ -1,4 +1,5 @@
 import threading
+from dataclasses import replace
 from itertools import count
 
 import numpy as np
@@ -32,6 +33,21 @@ def test_batches_that_do_not_fit_are_refused():
         padded(tiles(3), RECORD)
     with pytest.raises(EngineError, match="uint16"):
         padded(tiles(1, np.uint16), RECORD)
+    with pytest.raises(EngineError, match=r"uint8 \[3, 64, 64\], bands first: .* of uint8 \[4, 64, 64\]"):
+        padded(tiles(1), RECORD, bands=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "said"),
+    [
+        ("valid", np.ones((1, 64, 64), bool), r"valid of shape \(1, 64, 64\): pixels of .* go with \(2, 64, 64\)"),
+        ("scale", np.ones(4, np.float32), r"scale of shape \(4,\): .* go with \(3,\)"),
+        ("offset", np.float32(0), r"offset of shape \(\): .* go with \(3,\)"),
+    ],
+)
+def test_what_does_not_go_with_the_pixels_is_refused(name, values, said):
+    with pytest.raises(EngineError, match=said):
+        padded(replace(tiles(2), **{name: values}), RECORD)
 
 
 def test_the_next_batch_is_pulled_while_one_is_computed():

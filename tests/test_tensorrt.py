@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from test_wire import run
 from torch import nn
 
-from models.bundle import open_bundle, save_imported
+from models.bundle import Bundle, open_bundle, save_imported
 from models.engines import tensorrt, trt_api
 from models.engines.base import Batch, EngineRecord, EngineRequest
 from models.engines.prepare import prepare
@@ -313,7 +313,8 @@ def batches(dtype, counts, tile=TILE):
 
 def engine_of(model, found):
     strategy = TRT.ExecutionContextAllocationStrategy.USER_MANAGED
-    return tensorrt.TensorRTEngine(found, OnnxRuntime(model, None), strategy, Threads(), bands=3, planes=2)
+    bundle = Bundle(HERE, found.bundle, drawn_spec())
+    return tensorrt.on_device(found, bundle, OnnxRuntime(model, None), strategy, Threads())
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])

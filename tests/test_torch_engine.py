@@ -1,6 +1,11 @@
 """Eager PyTorch: several streams, half precision, and the way through the ring that it takes on a GPU."""
 
+import copy
+import gc
+import time
+import weakref
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,7 +14,7 @@ from drawn_bundle import draw_bundle
 
 from models.engines.base import Batch, EngineRecord
 from models.engines.ring import Threads
-from models.engines.torch import laid_out, load, on_device, predict, signed, signed_graph, unavailable
+from models.engines.torch import TorchEngine, laid_out, load, on_device, predict, signed, signed_graph, unavailable
 from models.errors import EngineError
 from models.serve import EAGER, served
 
@@ -77,10 +82,54 @@ def test_an_engine_in_a_ring_counts_its_time(ringed):
 def test_an_engine_in_a_ring_refuses_other_bands_and_is_idle_afterwards(ringed):
     engine = ringed("uint8")
     wrong = next(batches())
-    with pytest.raises(EngineError, match=r"input pixels is uint8 \(2, 2, 64, 64\): this engine takes uint8 \(2, 3"):
+    with pytest.raises(
+        EngineError, match=r"got 2 tiles of uint8 \[2, 64, 64\], bands first: .* of uint8 \[3, 64, 64\]"
+    ):
         list(engine.map([replace(wrong, pixels=wrong.pixels[:, :2])]))
     before = engine.meter.times().busy
     assert engine.meter.times().busy == before
+
+
+def test_an_engine_in_a_ring_is_busy_only_from_when_the_device_has_the_batch(ringed, monkeypatch):
+    engine, begun = ringed("uint8"), []
+    copyto = np.copyto
+    monkeypatch.setattr(engine.meter, "begin", lambda: begun.append("begin") or (lambda: begun.append("end")))
+    monkeypatch.setattr(np, "copyto", lambda *arrays: begun.append("copy") or copyto(*arrays))
+    list(engine.map(batches(counts=(2,))))
+    assert begun == ["copy"] * 4 + ["begin", "end"]
+
+
+@pytest.mark.parametrize("on_ring", [True, False])
+def test_an_engine_that_is_dropped_leaves_its_network_at_once(bundle, serve, on_ring):
+    """Without help of the garbage collector, which comes when it likes: the next engine needs the memory."""
+
+    def engine_of(graph):
+        if on_ring:
+            return on_device(RECORD, bundle, graph, Threads()), weakref.ref(graph)
+        return TorchEngine(RECORD, 3, lambda: partial(predict, graph)), weakref.ref(graph)
+
+    engine, left = engine_of(copy.deepcopy(serve))
+    gc.disable()
+    try:
+        list(engine.map(batches()))
+        assert left() is not None
+        del engine
+        deadline = time.monotonic() + 5
+        while left() is not None and time.monotonic() < deadline:
+            time.sleep(1e-3)  # a thread may be about to let it go
+        assert left() is None
+    finally:
+        gc.enable()
+
+
+def test_what_a_processor_cannot_do_is_an_error_of_ours():
+    def broken(_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+
+    with pytest.raises(EngineError, match=r"cannot be loaded: .* memory: .*: choose a smaller --tile or --batch"):
+        TorchEngine(RECORD, 3, lambda: broken(0))
+    with pytest.raises(EngineError, match=r"failed on a batch: .* memory: .*: choose a smaller --tile or --batch"):
+        list(TorchEngine(RECORD, 3, lambda: broken).map(batches()))
 
 
 def test_uint16_travels_as_the_int16_of_the_same_bits_without_a_copy():

@@ -15,8 +15,9 @@ import os
 import shutil
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from models.engines import torch as eager
 from models.engines.base import Batch, Engine, EngineRecord, EngineRequest, Planes, Precision, Target
 from models.engines.fused import fuse_relus
 from models.engines.native import NativeGraph
-from models.engines.ring import Cuda, Device
+from models.engines.ring import Cuda, Device, device_errors
 from models.engines.torch import TorchEngine, laid_out, on_device, repeat_exactly, signed_graph
 from models.errors import EngineError
 from models.rewrite import Rewrite
@@ -99,8 +100,9 @@ def compile_graph(bundle: Bundle, request: EngineRequest, folder: Path) -> None:
             extract_library(package, folder / LIBRARY)
         else:
             repeat_exactly()
-            inputs = tuple(tensor.cuda() for tensor in example(bundle, request))
-            graphs = ((name, _graph(bundle, request, rewrites).cuda()) for name, rewrites in VARIANTS.items())
+            with device_errors("the network cannot be compiled on the GPU"):
+                inputs = tuple(tensor.cuda() for tensor in example(bundle, request))
+            graphs = {name: partial(_on_gpu, bundle, request, rewrites) for name, rewrites in VARIANTS.items()}
             fastest(graphs, inputs, scratch, Cuda(), OPTIONS["cuda"]).rename(folder / PACKAGE)
 
 
@@ -126,27 +128,27 @@ def workshop(path: Path) -> Iterator[Path]:
 
 
 def load(record: EngineRecord, bundle: Bundle, folder: Path | None) -> Engine:
-    """The engine from what `compile_graph` wrote."""
+    """The engine from what `compile_graph` wrote.
+
+    Raises:
+        EngineError: it was written by another version of PyTorch, or the GPU has no room for it.
+    """
     assert folder is not None  # noqa: S101 - this backend has an artefact
     if record.target == "cuda":
         repeat_exactly()
-        return on_device(record, bundle, opened(folder / PACKAGE), Cuda())
-    return TorchEngine(record, lambda: NativePredictor(record, bundle, folder / LIBRARY))
+        with device_errors("the compiled network cannot be loaded onto the GPU"):
+            predictor = opened(folder / PACKAGE)
+        return on_device(record, bundle, predictor, Cuda())
+    library = folder / LIBRARY
+    return TorchEngine(
+        record, len(bundle.spec.bands), lambda: partial(run_native, NativeGraph(library, record.streams))
+    )
 
 
-class NativePredictor:
-    """The planes of batches, by native code, which trusts its caller as to their size."""
-
-    def __init__(self, record: EngineRecord, bundle: Bundle, library: Path) -> None:
-        self._shape = (record.batch, len(bundle.spec.bands), record.tile, record.tile)
-        self._graph = NativeGraph(library, record.streams)
-
-    def __call__(self, batch: Batch) -> Planes:
-        """(N, P, T, T)."""
-        if batch.pixels.shape != self._shape or batch.scale.shape != self._shape[1:2]:
-            raise EngineError(f"got pixels {batch.pixels.shape}: this engine takes {self._shape}")
-        scale, offset = (np.asarray(values, np.float32) for values in (batch.scale, batch.offset))
-        return self._graph(batch.pixels, batch.valid.view(np.uint8), scale, offset)
+def run_native(graph: NativeGraph, batch: Batch) -> Planes:
+    """The planes of one batch. Native code does not look at shapes: `batch` is `padded`."""
+    scale, offset = (np.asarray(values, np.float32) for values in (batch.scale, batch.offset))
+    return graph(batch.pixels, batch.valid.view(np.uint8), scale, offset)
 
 
 def example(bundle: Bundle, request: EngineRequest) -> Inputs:
@@ -169,7 +171,7 @@ def package_graph(graph: nn.Module, inputs: Inputs, package: Path, options: Mapp
         with torch.no_grad():
             program = torch.export.export(graph, inputs)
             aoti_compile_and_package(program, package_path=str(package), inductor_configs=dict(options))
-    except RuntimeError as error:
+    except Exception as error:  # tracing, compilers and assertions have exceptions of many kinds
         last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise EngineError(f"Inductor cannot compile the network: {last}") from error
 
@@ -190,20 +192,25 @@ def extract_library(package: Path, library: Path) -> None:
 
 
 def fastest(
-    graphs: Iterator[tuple[str, nn.Module]], inputs: Any, scratch: Path, device: Device, options: Mapping[str, Any]
+    graphs: Mapping[str, Callable[[], nn.Module]],
+    inputs: Any,
+    scratch: Path,
+    device: Device,
+    options: Mapping[str, Any],
 ) -> Path:
-    """The package of the variant that takes least time on `device`; those that cannot be compiled are named in the log.
+    """The package of the variant that takes least time on `device`; those that fail are named in the log.
 
     Raises:
-        EngineError: none can be compiled; the reasons.
+        EngineError: none can be made, compiled and run; the reasons.
     """
     seconds, reasons = {}, []
-    for name, graph in graphs:
+    for name, graph in graphs.items():
         package = scratch / f"{name}.pt2"
         try:
-            package_graph(graph, inputs, package, options)
-            seconds[package] = _seconds(package, inputs, device)
-        except (EngineError, RuntimeError) as error:
+            with device_errors("it cannot be run"):
+                package_graph(graph(), inputs, package, options)
+                seconds[package] = _seconds(package, inputs, device)
+        except EngineError as error:
             reasons.append(f"{name}: {error}")
             log.warning("left out: %s", reasons[-1])
     if not seconds:
@@ -235,6 +242,10 @@ def _seconds(package: Path, inputs: Any, device: Device) -> float:
         stream.enqueue(work)
     stream.record().synchronize()
     return (time.perf_counter() - start) / TIMED
+
+
+def _on_gpu(bundle: Bundle, request: EngineRequest, rewrites: tuple[Rewrite, ...]) -> nn.Module:
+    return _graph(bundle, request, rewrites).cuda()
 
 
 def _graph(bundle: Bundle, request: EngineRequest, rewrites: tuple[Rewrite, ...] = ()) -> nn.Module:

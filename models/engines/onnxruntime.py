@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -45,26 +45,28 @@ def load(record: EngineRecord, bundle: Bundle, folder: Path | None) -> "OnnxRunt
     """
     if folder is None:
         raise EngineError(f"bundle {bundle.digest[:12]} has no exported graph here: prepare its engine again")
-    return OnnxRuntimeEngine(record, folder / GRAPH)
+    return OnnxRuntimeEngine(record, len(bundle.spec.bands), folder / GRAPH)
 
 
 class OnnxRuntimeEngine:
     """The exported graph in as many sessions as there are streams, each with its share of the threads."""
 
-    def __init__(self, record: EngineRecord, graph: Path) -> None:
-        self.record, self.meter = record, Meter()
-        streams = max(record.streams, 1)
-        self._pool = ThreadPoolExecutor(streams, "engine")
+    device_bytes: Final = 0
+    """Its memory is the processor's."""
+
+    def __init__(self, record: EngineRecord, bands: int, graph: Path) -> None:
+        self.record, self.meter, self._bands = record, Meter(), bands
+        self._pool = ThreadPoolExecutor(record.streams, "engine")
         self._sessions: SimpleQueue[Any] = SimpleQueue()
-        for _ in range(streams):
-            self._sessions.put(session(graph, max(record.threads // streams, 1)))
+        for _ in range(record.streams):
+            self._sessions.put(session(graph, max(record.threads // record.streams, 1)))
 
     def map(self, batches: Iterable[Batch]) -> Iterator[Planes]:
         """Planes (N, P, T, T) of each batch, in order; the next batch is pulled while one is computed."""
         return overlapped(batches, self._start, slots_of(self.record), self.meter)
 
     def _start(self, batch: Batch) -> Callable[[], Planes]:
-        running = self._pool.submit(self._run, padded(batch, self.record))
+        running = self._pool.submit(self._run, padded(batch, self.record, self._bands))
         return lambda: running.result()[: len(batch.pixels)]
 
     def _run(self, batch: Batch) -> Planes:

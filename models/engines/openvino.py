@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from itertools import cycle, takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from xml.etree import ElementTree as ET
 
 import numpy as np
@@ -23,7 +23,15 @@ GRAPH = "model.xml"
 class OpenVINOEngine:
     """The exported graph, compiled here for `streams` streams that share `threads` threads, not pinned to cores."""
 
+    device_bytes: Final = 0
+    """Its memory is the processor's."""
+
     def __init__(self, record: EngineRecord, folder: Path) -> None:
+        """From the graph in `folder`.
+
+        Raises:
+            EngineError: OpenVINO does not take it, or would compute in another precision.
+        """
         self.record, self.meter = record, Meter()
         config = {
             "INFERENCE_PRECISION_HINT": HINTS[record.precision],  # left alone, it takes bf16 wherever it can
@@ -34,9 +42,10 @@ class OpenVINOEngine:
         try:
             core = ov.Core()
             compiled = core.compile_model(core.read_model(folder / GRAPH), "CPU", config)
+            self._bands = compiled.input("pixels").shape[1]
             self._requests = [compiled.create_infer_request() for _ in range(slots_of(record))]
         except RuntimeError as error:
-            raise EngineError(f"OpenVINO cannot compile {folder / GRAPH}: {error}") from error
+            raise EngineError(f"OpenVINO cannot compile {folder / GRAPH}: {_line(error)}") from error
         used = compiled.get_property("INFERENCE_PRECISION_HINT")
         if used.to_string() != HINTS[record.precision]:
             raise EngineError(f"OpenVINO computes in {used.to_string()} where {record.precision} was asked for")
@@ -48,24 +57,28 @@ class OpenVINOEngine:
         return overlapped(batches, lambda batch: self._start(next(requests), batch), slots, meter=self.meter)
 
     def _start(self, request: Any, batch: Batch) -> Callable[[], Planes]:
-        full = padded(batch, self.record)
+        full = padded(batch, self.record, self._bands)
         inputs = {
             "pixels": np.ascontiguousarray(full.pixels),
             "valid": np.ascontiguousarray(full.valid).view(np.uint8),
             "scale": np.ascontiguousarray(full.scale, np.float32),
             "offset": np.ascontiguousarray(full.offset, np.float32),
         }
-        for name, array in inputs.items():
-            request.set_tensor(name, ov.Tensor(array, shared_memory=True))
         end = self.meter.begin()
-        request.set_callback(lambda _: end(), None)
-        request.start_async()
+        try:
+            for name, array in inputs.items():
+                request.set_tensor(name, ov.Tensor(array, shared_memory=True))
+            request.set_callback(lambda _: end(), None)
+            request.start_async()
+        except RuntimeError as error:
+            end()
+            raise EngineError(f"OpenVINO refuses a batch: {_line(error)}") from error
 
         def wait(held: dict[str, Any] = inputs) -> Planes:
             try:
                 request.wait()
             except RuntimeError as error:
-                raise EngineError(f"OpenVINO failed on a batch: {error}") from error
+                raise EngineError(f"OpenVINO failed on a batch: {_line(error)}") from error
             finally:
                 end()  # a batch that failed calls nobody back
             held.clear()  # until here the request read these arrays in place
@@ -108,7 +121,7 @@ def convert(onnx: Path, folder: Path) -> None:
     try:
         ov.save_model(ov.Core().read_model(onnx), folder / GRAPH, compress_to_fp16=False)
     except RuntimeError as error:
-        raise EngineError(f"OpenVINO cannot read the exported graph: {error}") from error
+        raise EngineError(f"OpenVINO cannot read the exported graph: {_line(error)}") from error
     document = ET.parse(folder / GRAPH)  # noqa: S314 - written by the line above
     for layer in takewhile(lambda layer: layer.get("type") != "Convolution", document.iter("layer")):
         _mark_exact(layer)
@@ -122,3 +135,8 @@ def _mark_exact(layer: ET.Element) -> None:
         info = ET.Element("rt_info")
         layer.insert(0 if layer.find("data") is None else 1, info)
     ET.SubElement(info, "attribute", {"name": "precise", "version": "0", "value": ""})
+
+
+def _line(error: Exception) -> str:
+    """What OpenVINO says, without the places in its source that it names before."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

@@ -13,8 +13,9 @@ What the ring needs of a device are the three small protocols below: `Cuda` has 
 one a stream, so that the order of things is the same wherever it runs.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -30,6 +31,9 @@ SLOTS = 3
 
 WARM_UP = 3
 """Runs before a computation is recorded, in which libraries choose their kernels and take their memory."""
+
+LACKING = ("out of memory", "allocate memory")
+"""In what PyTorch says where memory ran out."""
 
 Work = Callable[[], None]
 
@@ -61,7 +65,10 @@ class Stream(Protocol):
         ...
 
     def graphed(self, work: Work) -> Work:
-        """`work`, to be enqueued again and again on the same buffers, in the form that costs the host least."""
+        """`work`, to be enqueued again and again on the same buffers, in the form that costs the host least.
+
+        What `work` holds lives as long as the stream.
+        """
         ...
 
 
@@ -83,6 +90,26 @@ class Device(Protocol):
     def synchronize(self) -> None:
         """Block the caller until everything is done."""
         ...
+
+    def taken(self) -> int:
+        """Bytes of its memory that are not free now, whoever has them; 0 for a processor."""
+        ...
+
+
+@contextmanager
+def device_errors(what: str) -> Iterator[None]:
+    """What PyTorch says of a failure, in one line, and the way out where memory ran out.
+
+    Raises:
+        EngineError: "`what`: the reason".
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # also torch.OutOfMemoryError and torch.AcceleratorError
+        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        lacking = isinstance(error, MemoryError) or any(words in said for words in LACKING)
+        reason = ". ".join(said.split(". ")[:3])  # then PyTorch advises programmers
+        raise EngineError(f"{what}: {reason}{': choose a smaller --tile or --batch' if lacking else ''}") from error
 
 
 @dataclass(frozen=True)
@@ -132,25 +159,25 @@ class Ring:
         self._inputs, self._turn = dict(inputs), 0
         self._in, self._compute, self._out = (device.stream(name) for name in ("in", "compute", "out"))
         self._watcher = ThreadPoolExecutor(1, "ring")
-        try:
+        with device_errors(f"{slots} slots of {output.shape} cannot be made on the device"):
             self._slots = [_slot(device, index, inputs, output) for index in range(slots)]
             device.synchronize()
             for slot in self._slots:
                 slot.compute = program(slot, self._compute)
             device.synchronize()
-        except RuntimeError as error:
-            raise EngineError(f"{slots} slots of {output.shape} cannot be made on the device: {error}") from error
 
     @property
     def slots(self) -> int:
         """Batches that can be in flight."""
         return len(self._slots)
 
-    def start(self, arrays: Mapping[str, NDArray[Any]], finished: Work = lambda: None) -> "Callable[[], NDArray[Any]]":
+    def start(
+        self, arrays: Mapping[str, NDArray[Any]], begin: Callable[[], Work] = lambda: lambda: None
+    ) -> "Callable[[], NDArray[Any]]":
         """Begin one batch, as soon as the next slot is free; the function that waits for its answer.
 
-        The arrays are copied: they are the caller's again. `finished` is called once, as soon as the answer is there
-        or the batch has failed; mostly by another thread.
+        The arrays are copied: they are the caller's again. Then `begin` is called, before the device is given the
+        batch; what it returns is called once, as soon as the device is done or has failed, mostly by another thread.
 
         Raises:
             EngineError: an array is not of its input's shape and type, or the device cannot take the batch; when the
@@ -158,9 +185,10 @@ class Ring:
         """
         slot = self._slots[self._turn]
         wait([slot.pending])
+        for name, buffer in slot.arrays.items():
+            _fill(name, buffer, arrays[name])
+        finished = begin()
         try:
-            for name, buffer in slot.arrays.items():
-                _fill(name, buffer, arrays[name])
             done = self._enqueue(slot)
         except EngineError:
             finished()
@@ -178,17 +206,23 @@ class Ring:
         )
         done = None
         try:
-            for stream, work in steps:
-                if done is not None:
-                    stream.wait(done)
-                stream.enqueue(work)
-                done = stream.record()
-        except RuntimeError as error:
-            if done is not None:
-                done.synchronize()  # what was begun still reads the slot
-            raise EngineError(f"the device refused a batch: {error}") from error
+            with device_errors("the device refused a batch"):
+                for stream, work in steps:
+                    if done is not None:
+                        stream.wait(done)
+                    stream.enqueue(work)
+                    done = stream.record()
+        except EngineError:
+            self._settle()  # what was begun still uses the slot
+            raise
         assert done is not None  # noqa: S101 - there are three steps
         return done
+
+    def _settle(self) -> None:
+        """Wait until the device has done what it was given, or fails in doing it."""
+        for stream in (self._in, self._compute, self._out):
+            with suppress(RuntimeError):
+                stream.record().synchronize()
 
 
 def _slot(device: Device, index: int, inputs: Mapping[str, Buffer], output: Buffer) -> Slot:
@@ -220,12 +254,11 @@ def _copy(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> None:
 def _collect(slot: Slot, done: Event, finished: Work) -> NDArray[Any]:
     """The answer, in memory of its own."""
     try:
-        done.synchronize()
-        return np.array(slot.answer.numpy())
-    except RuntimeError as error:
-        raise EngineError(f"the device failed on a batch: {error}") from error
+        with device_errors("the device failed on a batch"):
+            done.synchronize()
     finally:
         finished()
+    return np.array(slot.answer.numpy())
 
 
 class Cuda:
@@ -250,6 +283,11 @@ class Cuda:
         """Wait for every stream of the GPU."""
         torch.cuda.synchronize(self._device)
 
+    def taken(self) -> int:
+        """What the driver says, so that memory which PyTorch did not allocate counts as well."""
+        free, total = torch.cuda.mem_get_info(self._device)
+        return int(total - free)
+
 
 class CudaStream:
     """A stream of a GPU; what is enqueued are calls that launch kernels and return."""
@@ -257,7 +295,8 @@ class CudaStream:
     def __init__(self, stream: torch.cuda.Stream) -> None:
         self.handle: int = stream.cuda_stream
         self._stream = stream
-        self._graphs: list[torch.cuda.CUDAGraph] = []
+        self._graphs: list[tuple[torch.cuda.CUDAGraph, Work]] = []
+        """What was recorded, beside what holds the weights that it reads: a graph knows addresses alone."""
 
     def enqueue(self, work: Work) -> None:
         """Launch the kernels of `work`."""
@@ -283,10 +322,10 @@ class CudaStream:
             self.enqueue(work)
         self._stream.synchronize()
         graph = torch.cuda.CUDAGraph()
-        pool = self._graphs[0].pool() if self._graphs else None
+        pool = self._graphs[0][0].pool() if self._graphs else None
         with torch.cuda.graph(graph, pool, self._stream):
             work()
-        self._graphs.append(graph)
+        self._graphs.append((graph, work))
         return graph.replay
 
 
@@ -307,6 +346,10 @@ class Threads:
 
     def synchronize(self) -> None:
         """Nothing runs but what the ring waits for itself."""
+
+    def taken(self) -> int:
+        """It has no memory but the host's."""
+        return 0
 
 
 class ThreadEvent:

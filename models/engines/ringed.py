@@ -17,7 +17,7 @@ Wire = Callable[[NDArray[Any]], NDArray[Any]]
 
 
 class RingEngine:
-    """A program on a device, fed through a ring.
+    """A program on a device, fed through a ring. When it is dropped, so is all that it has there.
 
     Its slots' inputs are `pixels`, as `wire` gives them, `valid` (N, T, T) uint8, `scale` and `offset` (C,).
     """
@@ -32,22 +32,32 @@ class RingEngine:
         wire: Wire,
         slots: int = SLOTS,
     ) -> None:
-        self.record, self.meter, self._wire = record, Meter(), wire
+        """`bands` go in, `planes` come out.
+
+        Raises:
+            EngineError: the device has no room for it, or the program takes other inputs.
+        """
+        self.record, self.meter, self._bands, self._device, self._wire = record, Meter(), bands, device, wire
         self._ring = Ring(device, _inputs(record, bands, wire), _output(record, planes), program, slots)
+
+    @property
+    def device_bytes(self) -> int:
+        """Memory of the device that is taken now, by whomever: to be asked after it has run, alone."""
+        return self._device.taken()
 
     def map(self, batches: Iterable[Batch]) -> Iterator[Planes]:
         """Planes (N, P, T, T) of each batch, in order, with as many batches in flight as the ring has slots."""
         return overlapped(batches, self._start, self._ring.slots, self.meter)
 
     def _start(self, batch: Batch) -> Callable[[], Planes]:
-        full = padded(batch, self.record)
+        full = padded(batch, self.record, self._bands)
         arrays = {
             "pixels": self._wire(full.pixels),
-            "valid": np.ascontiguousarray(full.valid).view(np.uint8),
+            "valid": full.valid.view(np.uint8),
             "scale": np.asarray(full.scale, np.float32),
             "offset": np.asarray(full.offset, np.float32),
         }
-        answer = self._ring.start(arrays, self.meter.begin())
+        answer = self._ring.start(arrays, self.meter.begin)
         return lambda: answer()[: len(batch.pixels)]
 
 

@@ -25,20 +25,32 @@ def slots_of(record: EngineRecord) -> int:
     return record.streams + 1
 
 
-def padded(batch: Batch, record: EngineRecord) -> Batch:
-    """`batch` with invalid tiles added up to the engine's fixed size; refused if it is not what the engine takes."""
-    count, _, height, width = batch.pixels.shape
-    got = (str(batch.pixels.dtype), height, width)
-    if got != (record.dtype, record.tile, record.tile) or not 1 <= count <= record.batch:
-        raise EngineError(
-            f"got {count} tiles of {got}: this engine takes 1 to {record.batch} tiles of "
-            f"{(record.dtype, record.tile, record.tile)}: prepare one for this shape"
-        )
-    missing = record.batch - count
+def padded(batch: Batch, record: EngineRecord, bands: int | None = None) -> Batch:
+    """`batch` with invalid tiles added up to the engine's fixed size. `bands`: None where the engine takes any number.
+
+    Raises:
+        EngineError: it is not what the engine takes.
+    """
+    _check(batch, record, bands)
+    missing = record.batch - len(batch.pixels)
     if not missing:
         return batch
     edge = [(0, missing), (0, 0), (0, 0)]
     return replace(batch, pixels=np.pad(batch.pixels, [*edge, (0, 0)]), valid=np.pad(batch.valid, edge))
+
+
+def _check(batch: Batch, record: EngineRecord, bands: int | None) -> None:
+    count, *got = batch.pixels.shape
+    wanted = [bands or got[0], record.tile, record.tile]
+    if (str(batch.pixels.dtype), got) != (record.dtype, wanted) or not 1 <= count <= record.batch:
+        raise EngineError(
+            f"got {count} tiles of {batch.pixels.dtype} {got}, bands first: this engine takes 1 to {record.batch} "
+            f"tiles of {record.dtype} {wanted}: prepare one for this shape"
+        )
+    shapes = {"valid": (count, *wanted[1:]), "scale": (wanted[0],), "offset": (wanted[0],)}
+    for name, shape in shapes.items():
+        if (found := np.shape(getattr(batch, name))) != shape:
+            raise EngineError(f"got {name} of shape {found}: pixels of shape {batch.pixels.shape} go with {shape}")
 
 
 def overlapped(

@@ -10,22 +10,21 @@ import functools
 import importlib
 import importlib.util
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
 
-import numpy as np
 import onnx
 import torch
 
 from models.bundle import Bundle
-from models.engines.base import Batch, EngineRecord, EngineRequest, Planes, Precision, Target
+from models.engines.base import EngineRecord, EngineRequest, Precision, Target
 from models.engines.device import device
-from models.engines.meter import Meter
-from models.engines.ring import Buffer, Cuda, Device, Ring, Slot, Stream, Work
-from models.engines.slots import overlapped, padded
+from models.engines.ring import Buffer, Cuda, Device, Slot, Stream, Work, device_errors
+from models.engines.ringed import RingEngine
 from models.engines.trt_api import CudaEngine, ExecutionContext, Library
-from models.engines.trt_plan import WORKSPACE, Plans, Shapes, logger
+from models.engines.trt_plan import WORKSPACE, Plans, Shapes, logger, sentence
 from models.errors import EngineError
 from models.export import OUTPUT
 from models.halves import export_half
@@ -120,77 +119,72 @@ def compile_graph(bundle: Bundle, request: EngineRequest, folder: Path) -> None:
     (folder / PLAN).write_bytes(plan)
 
 
-def load(record: EngineRecord, bundle: Bundle, folder: Path | None) -> "TensorRTEngine":
+def load(record: EngineRecord, bundle: Bundle, folder: Path | None) -> RingEngine:
     """The engine, from a plan whose bytes have been verified: TensorRT trusts a plan as one trusts a program.
 
     Raises:
-        EngineError: it cannot run here, or the plan is of another version, for another GPU or another request.
+        EngineError: it cannot run here, the plan is of another version, for another GPU or another request, or the GPU
+            has no room for it.
     """
     # Without a GPU, TensorRT's runtime is an object over a null pointer, and using it ends the process.
     if reason := unavailable(record.target, record.precision):
         raise EngineError(f"TensorRT cannot run here: {reason}")
     assert folder is not None  # noqa: S101 - this backend compiles
     trt = library()
-    runtime = trt.Runtime(logger(trt.ILogger))
+    torch.cuda.empty_cache()  # what PyTorch keeps of an engine before this one is lacking to TensorRT
+    told = logger(trt.ILogger)
+    del told.errors[:]
+    runtime = trt.Runtime(told)
     runtime.engine_host_code_allowed = False
     engine = runtime.deserialize_cuda_engine((folder / PLAN).read_bytes())
     if engine is None:
-        raise EngineError(f"{folder / PLAN} is not for this GPU or this version of TensorRT: prepare the engine again")
-    planes = len(record.planes or bundle.spec.planes)
+        raise EngineError(
+            f"TensorRT cannot load {folder / PLAN}: {sentence(told.errors)}: prepare the engine again, or choose a "
+            "smaller --tile or --batch if memory ran out"
+        )
     strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-    return TensorRTEngine(record, engine, strategy, Cuda(), bands=len(bundle.spec.bands), planes=planes)
+    return on_device(record, bundle, engine, strategy, Cuda())
 
 
-class TensorRTEngine:
-    """A plan on a device: a context and a CUDA graph for each slot. The contexts work in turn, in the same memory."""
+def on_device(record: EngineRecord, bundle: Bundle, engine: CudaEngine, strategy: Any, device: Device) -> RingEngine:
+    """An engine that runs a plan in a ring. `strategy`: for contexts whose memory is given to them.
 
-    def __init__(
-        self, record: EngineRecord, engine: CudaEngine, strategy: Any, device: Device, *, bands: int, planes: int
-    ) -> None:
-        """`strategy`: for contexts whose memory is given to them.
+    Raises:
+        EngineError: the plan takes or gives something else, or the device has no room for it.
+    """
+    with device_errors("the plan has no room on the device"):
+        memory = device.memory(Buffer((max(engine.device_memory_size_v2, 1),), torch.uint8))
+    program = PlanProgram(engine, strategy, memory)
+    planes = record.planes or bundle.spec.planes
+    return RingEngine(record, len(bundle.spec.bands), len(planes), device, program, wired)
+
+
+class PlanProgram:
+    """A plan as a ring's program: each slot has a context of its own; they work in turn, in the same memory."""
+
+    def __init__(self, engine: CudaEngine, strategy: Any, memory: torch.Tensor) -> None:
+        self._engine, self._strategy, self._memory = engine, strategy, memory
+
+    def __call__(self, slot: Slot, stream: Stream) -> Work:
+        """A context bound to the buffers of one slot, recorded as a CUDA graph.
 
         Raises:
-            EngineError: the plan takes or gives something else, or the device has no room for it.
+            EngineError: the plan takes or gives something else, or there is no room for the context.
         """
-        self.record, self.meter = record, Meter()
-        self._engine, self._strategy = engine, strategy
-        buffers = {name: Buffer(shape, _type(name, record.dtype)) for name, shape in inputs(bands, record).items()}
-        output = Buffer((record.batch, planes, record.tile, record.tile), torch.uint8)
-        _check(engine, buffers | {OUTPUT: output})
-        self._memory = device.memory(Buffer((max(engine.device_memory_size_v2, 1),), torch.uint8))
-        self._contexts: list[ExecutionContext] = []
-        self._ring = Ring(device, buffers, output, self._program)
-
-    def map(self, batches: Iterable[Batch]) -> Iterator[Planes]:
-        """Planes (N, P, T, T) of each batch, in order; the next ones are pulled and copied while one is computed."""
-        return overlapped(batches, self._start, slots=self._ring.slots, meter=self.meter)
-
-    def _start(self, batch: Batch) -> Callable[[], Planes]:
-        full = padded(batch, self.record)
-        arrays = {
-            "pixels": wired(full.pixels),
-            "valid": full.valid.view(np.uint8),
-            "scale": full.scale.astype(np.float32, copy=False),
-            "offset": full.offset.astype(np.float32, copy=False),
-        }
-        answer = self._ring.start(arrays, self.meter.begin())
-        return lambda: answer()[: len(batch.pixels)]
-
-    def _program(self, slot: Slot, stream: Stream) -> Work:
-        """A context bound to the buffers of one slot, recorded as a CUDA graph."""
+        ends = slot.device | {OUTPUT: slot.output}
+        _check(self._engine, ends)
         context = self._engine.create_execution_context(self._strategy)
         if context is None:
-            raise EngineError("TensorRT has no room for another context: choose a smaller tile or batch")
-        self._contexts.append(context)  # what has been recorded does not keep it
+            raise EngineError("TensorRT has no room for another context: choose a smaller --tile or --batch")
         context.set_device_memory(self._memory.data_ptr(), self._memory.numel())
-        for name, tensor in (slot.device | {OUTPUT: slot.output}).items():
-            context.set_tensor_address(name, tensor.data_ptr())
+        for name, tensor in ends.items():
+            if not context.set_tensor_address(name, tensor.data_ptr()):
+                raise EngineError(f"TensorRT does not take the memory of {name}: prepare the engine again")
+        return stream.graphed(partial(self._enqueue, context, stream.handle))
 
-        def work() -> None:
-            if not context.execute_async_v3(stream.handle):
-                raise RuntimeError("TensorRT could not be given a batch")
-
-        return stream.graphed(work)
+    def _enqueue(self, context: ExecutionContext, stream: int) -> None:
+        if not context.execute_async_v3(stream):
+            raise RuntimeError("TensorRT could not be given a batch")
 
 
 def inputs(bands: int, request: EngineRequest | EngineRecord) -> Shapes:
@@ -217,16 +211,11 @@ def timings(folder: Path) -> Path | None:
     return folder / f"timings-{name}.bin"
 
 
-def _type(name: str, dtype: str) -> torch.dtype:
-    floats = name in {"scale", "offset"} or (name, dtype) == ("pixels", "float32")
-    return torch.float32 if floats else torch.uint8
-
-
-def _check(engine: CudaEngine, buffers: dict[str, Buffer]) -> None:
-    """Refuse a plan that would read or write beyond the buffers."""
+def _check(engine: CudaEngine, ends: Mapping[str, torch.Tensor]) -> None:
+    """Refuse a plan that would read or write beyond its inputs and output."""
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     kinds = {torch.uint8: "UINT8", torch.float32: "FLOAT"}
     found = {name: (tuple(engine.get_tensor_shape(name)), engine.get_tensor_dtype(name).name) for name in names}
-    wanted = {name: (buffer.shape, kinds[buffer.dtype]) for name, buffer in buffers.items()}
+    wanted = {name: (tuple(tensor.shape), kinds[tensor.dtype]) for name, tensor in ends.items()}
     if found != wanted:
         raise EngineError(f"the plan takes and gives {found}, not {wanted}: prepare the engine again")

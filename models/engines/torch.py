@@ -1,10 +1,10 @@
 """Eager PyTorch as an engine, on a processor or a GPU: the slowest, and the one that is always there."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import torch
@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from models.bundle import Bundle
 from models.engines.base import Batch, Engine, EngineRecord, Planes, Precision, Target
 from models.engines.meter import Meter
-from models.engines.ring import Cuda, Device, Slot, Stream, Work
+from models.engines.ring import Cuda, Device, Slot, Stream, Work, device_errors
 from models.engines.ringed import RingEngine
 from models.engines.slots import overlapped, padded, slots_of
 from models.serve import EAGER, Serve, served
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""PyTorch's names of the precisions."""
 
 INPUTS = ("pixels", "valid", "scale", "offset")
 """Of a served graph, in its order."""
@@ -36,23 +37,31 @@ class Predictor(Protocol):
 class TorchEngine:
     """An engine on the processor, run by one thread for each stream, which share `threads` helpers."""
 
-    def __init__(self, record: EngineRecord, load: Callable[[], Callable[[Batch], Planes]]) -> None:
-        """`load`, called by such a thread, gives what predicts a batch."""
-        self.record, self.meter = record, Meter()
+    device_bytes: Final = 0
+    """Its memory is the processor's."""
+
+    def __init__(self, record: EngineRecord, bands: int, load: Callable[[], Callable[[Batch], Planes]]) -> None:
+        """`load`, called by such a thread, gives what predicts a batch of the engine's size.
+
+        Raises:
+            EngineError: it fails, mostly because memory ran out.
+        """
+        self.record, self.meter, self._bands = record, Meter(), bands
         threads = max(1, record.threads // record.streams)
         self._pool = ThreadPoolExecutor(record.streams, "engine", torch.set_num_threads, (threads,))
-        self._predict = self._pool.submit(load).result()
+        with device_errors("the network cannot be loaded"):
+            self._predict = self._pool.submit(load).result()
 
     def map(self, batches: Iterable[Batch]) -> Iterator[Planes]:
         """Planes (N, P, T, T) of each batch, in order; the next batch is pulled while one is computed."""
         return overlapped(batches, self._start, slots_of(self.record), self.meter)
 
     def _start(self, batch: Batch) -> Callable[[], Planes]:
-        running = self._pool.submit(self._run, padded(batch, self.record))
+        running = self._pool.submit(self._run, padded(batch, self.record, self._bands))
         return lambda: running.result()[: len(batch.pixels)]
 
     def _run(self, batch: Batch) -> Planes:
-        with self.meter.running():
+        with self.meter.running(), device_errors("PyTorch failed on a batch"):
             return self._predict(batch)
 
 
@@ -69,16 +78,22 @@ class Unsigned(nn.Module):
 
 
 def load(record: EngineRecord, bundle: Bundle, folder: Path | None) -> Engine:
-    """The engine; nothing is compiled."""
+    """The engine; nothing is compiled.
+
+    Raises:
+        EngineError: the processor or the GPU has no room for it.
+    """
     del folder
 
     def eager() -> Serve:
         return laid_out(served(bundle, EAGER, planes=record.planes, tta=record.tta), record.precision)
 
     if record.target == "cpu":
-        return TorchEngine(record, lambda: partial(predict, eager()))
+        return TorchEngine(record, len(bundle.spec.bands), lambda: partial(predict, eager()))
     repeat_exactly()
-    return on_device(record, bundle, signed_graph(eager().cuda(), record.dtype), Cuda())
+    with device_errors("the network cannot be loaded onto the GPU"):
+        serve = eager().cuda()
+    return on_device(record, bundle, signed_graph(serve, record.dtype), Cuda())
 
 
 def on_device(record: EngineRecord, bundle: Bundle, predictor: Predictor, device: Device) -> RingEngine:
@@ -96,11 +111,11 @@ def on_device(record: EngineRecord, bundle: Bundle, predictor: Predictor, device
 
 def computing(predictor: Predictor, slot: Slot) -> Work:
     """What computes a slot's planes."""
-    arrays = [slot.device[name] for name in INPUTS]
+    arrays, output = [slot.device[name] for name in INPUTS], slot.output  # the slot will hold what is returned
 
     def compute() -> None:
         with torch.inference_mode():
-            slot.output.copy_(predictor(*arrays))
+            output.copy_(predictor(*arrays))
 
     return compute
 

@@ -76,7 +76,7 @@ class Plans:
         parser = self._trt.OnnxParser(network, self._log)
         if not parser.parse(model):
             told = [parser.get_error(index).desc() for index in range(parser.num_errors)]
-            raise EngineError(f"TensorRT refuses the graph: {_sentence(told)}")
+            raise EngineError(f"TensorRT refuses the graph: {sentence(told)}")
         return network
 
     def _configured(self, builder: Builder, precision: str, level: int, workspace: int) -> BuilderConfig:
@@ -103,7 +103,7 @@ class Plans:
             remember(self._timings, bytes(config.get_timing_cache().serialize()))
 
     def _said(self) -> str:
-        return _sentence(self._log.errors)
+        return sentence(self._log.errors)
 
 
 def census(network: NetworkDefinition) -> Census:
@@ -167,7 +167,7 @@ def _layers(network: NetworkDefinition) -> Iterator[Any]:
     return (network.get_layer(index) for index in range(network.num_layers))
 
 
-def _sentence(told: list[str]) -> str:
+def sentence(told: list[str]) -> str:
     """TensorRT's words in one line, without what it says of a missing GPU if there is anything else."""
     lines = [" ".join(part.split()) for text in told for part in text.splitlines() if part.strip()]
     relevant = [line for line in lines if NO_GPU not in line] or lines
