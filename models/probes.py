@@ -33,6 +33,8 @@ class Probe:
     """Whether it shows what the bundle was trained for."""
     batch: Batch
     """Of one tile."""
+    varied: bool = True
+    """Whether it has content; else it is the same all over."""
     squares: bool = False
     """Whether one answer fills a square: a probe then holds so few of them that a near tie must not decide."""
 
@@ -69,17 +71,18 @@ def _artificial(spec: ModelSpec, name: str, tile: int, dtype: str) -> Probe:
     generator = np.random.default_rng(list(PATTERNS).index(name))
     values, valid = PATTERNS[name](len(spec.bands), tile, generator)
     low, high = _range(spec)
-    return Probe(name, False, _store(spec, low + values * (high - low), valid, dtype))
+    return Probe(name, False, _store(spec, low + values * (high - low), valid, dtype), varied=name not in UNIFORM)
 
 
 def _store(spec: ModelSpec, values: NDArray[Any], valid: NDArray[np.bool_], dtype: str) -> Batch:
     """Values (C, T, T) in the bands' units as a scene of type `dtype` would store them: over its whole range."""
     low, high = (bound[:, 0, 0] for bound in _range(spec))
-    top = 1.0 if dtype == "float32" else float(np.iinfo(dtype).max)
-    scale, offset = (high - low) / top, low
+    bottom, top = (0, 1) if dtype == "float32" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    scale = (high - low) / (top - bottom)
+    offset = low - bottom * scale
     stored = (values - offset[:, None, None]) / scale[:, None, None]
     if dtype != "float32":
-        stored = np.clip(np.rint(stored), 0, top)
+        stored = np.clip(np.rint(stored), bottom, top)
     stored = np.where(valid, stored, POISON[dtype]).astype(dtype)
     return Batch(stored[None], valid[None], scale.astype(np.float32), offset.astype(np.float32))
 
@@ -167,3 +170,5 @@ PATTERNS: dict[str, Pattern] = {
     "most": _flat(1),
     "invalid": _masked(_noise(1), lambda tile, _: np.zeros((tile, tile), bool)),
 }
+UNIFORM = ("zeros", "most", "invalid")
+"""Patterns without content."""

@@ -143,6 +143,27 @@ def test_augmentation_averages_the_probabilities_of_eight_orientations():
     np.testing.assert_allclose(planes[:, 1], 254 * total.max(1) / 8, atol=0.501)
 
 
+def test_views_one_by_one_give_the_planes_of_all_views_at_once():
+    seen = []
+
+    class Watched(nn.Conv2d):
+        def forward(self, x):
+            seen.append(len(x))
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    network = Watched(3, 3, 3, padding=1)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 16, 16), np.uint8)
+    with torch.inference_mode():
+        stacked, single = (
+            run(serve_network(network, drawn_spec(), tta=True, stacked=stacked), pixels, np.ones((2, 16, 16)))
+            for stacked in (True, False)
+        )
+    assert seen == [16, *[2] * 8]
+    np.testing.assert_array_equal(stacked[:, 0], single[:, 0])
+    np.testing.assert_allclose(stacked.astype(int), single, atol=1)
+
+
 def test_with_augmentation_a_turned_tile_gives_the_turned_planes():
     torch.manual_seed(0)
     serve = serve_network(nn.Conv2d(3, 3, 3, padding=1), drawn_spec(), tta=True)

@@ -86,7 +86,7 @@ def load(record: EngineRecord, bundle: Bundle, folder: Path | None) -> Engine:
     del folder
 
     def eager() -> Serve:
-        return laid_out(served(bundle, EAGER, planes=record.planes, tta=record.tta), record.precision)
+        return laid_out(served(bundle, EAGER, planes=record.planes, tta=record.tta, stacked=False), record.precision)
 
     if record.target == "cpu":
         return TorchEngine(record, len(bundle.spec.bands), lambda: partial(predict, eager()))
