@@ -41,7 +41,7 @@ from flows.options import (
     readable,
     spelled_out,
 )
-from flows.probe import check_seams, forecast, probe, show_forecast
+from flows.probe import check_seams, forecast, probe, show_forecast, window_of
 from flows.progress import bar
 from flows.registry import registry
 from flows.report import report as write_report
@@ -367,7 +367,7 @@ def verify(
     from pipeline.verify import results
     from pipeline.verify import verify as check
 
-    wrong = False
+    wrong, window = False, window_of(part, "--part")
     for result in results(folder):
         verdict = check(result)
         wrong |= bool(verdict.problems)
@@ -377,7 +377,7 @@ def verify(
             for line in (*verdict.problems, *verdict.notes):
                 say(f"  {line}")
         if seams and not verdict.problems:
-            passed, facts["seams"] = check_seams(result, part, as_json=as_json)
+            passed, facts["seams"] = check_seams(result, window, as_json=as_json)
             wrong |= not passed
         if as_json:
             print(json.dumps(facts))

@@ -11,7 +11,7 @@ import typer
 from flows.options import BundleDir, DeviceName, EngineName, PrecisionName, named, numbers
 from flows.progress import bar
 from flows.show import complain, err, out, plain, rows, say
-from pipeline.errors import OutputError, UsageError
+from pipeline.errors import OutputError, UsageError, WidefieldError
 from pipeline.grid import Window
 
 if TYPE_CHECKING:
@@ -97,13 +97,21 @@ def _show(probed: "Probed") -> None:
     out.print(speeds)
 
 
-def check_seams(folder: Path, part: str | None, *, as_json: bool) -> "tuple[bool, dict[str, Any] | None]":
-    """Whether a result shows no seams, and what was measured; None where it is a single core."""
+def check_seams(folder: Path, part: Window | None, *, as_json: bool) -> "tuple[bool, dict[str, Any] | None]":
+    """Whether a result shows no seams, and what was measured, or what went wrong; None where it is a single core."""
     from pipeline.executors import SerialExecutor
     from pipeline.seams import seams
+    from pipeline.stop import Stopped
 
-    with bar(f"{folder.name} again", err, quiet=as_json) as listen:
-        found = seams(folder, SerialExecutor(), part=window_of(part, "--part"), listen=listen)
+    try:
+        with bar(f"{folder.name} again", err, quiet=as_json) as listen:
+            found = seams(folder, SerialExecutor(), part=part, listen=listen)
+    except Stopped:
+        raise
+    except WidefieldError as error:  # the other results are looked at all the same
+        if not as_json:
+            say(f"  seams: {error}")
+        return False, {"passed": False, "error": str(error)}
     if not as_json:
         _say_seams(folder, found)
     return found is None or found.passed, None if found is None else found.to_json()
@@ -113,7 +121,7 @@ def _say_seams(folder: Path, found: "Seams | None") -> None:
     if found is None:
         say(f"  no seams in {folder}: it is a single core")
     else:
-        say(f"  {'no seams' if found.passed else 'seams'}: {found.line()}")
+        say(f"  {found.problem or 'no seams'}: {found.line()}")
 
 
 def window_of(text: str | None, option: str) -> Window | None:

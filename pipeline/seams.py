@@ -13,6 +13,7 @@ Windows of the two stores are compared one by one, so any size will do; the shif
 so that both see the same down-sampling phase.
 """
 
+import contextlib
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
@@ -24,7 +25,7 @@ import numpy as np
 
 from models.spec import NODATA
 from pipeline import stop, store, workshop
-from pipeline.errors import SceneError, UsageError
+from pipeline.errors import IncompleteError, OutputError, PlanError, SceneError, SpaceError, UsageError
 from pipeline.executors import Executor
 from pipeline.grid import TileGrid, Window, near_borders, round_up
 from pipeline.outputs import MASK, PLAN
@@ -39,6 +40,8 @@ RATIO = 1.2
 """Largest allowed share of labels that differ near borders, as a multiple of that in the interiors."""
 PROMISE = 1e-4
 """Share of labels near borders that a bundle's halo may cost (`pipeline.probe`)."""
+DISAGREE = 1e-2
+"""Share of labels deep inside of cores that may differ: more do not come from borders, and hide them."""
 WINDOW = 2048
 """Edge of what is compared at once, in pixels."""
 
@@ -85,8 +88,24 @@ class Seams:
 
     @property
     def passed(self) -> bool:
-        """Whether labels near borders differ hardly more often than elsewhere, or less often than a halo may cost."""
-        return self.near.share <= PROMISE or (self.ratio is not None and self.ratio <= RATIO)
+        """Whether labels near borders differ hardly more often than elsewhere, or less often than a halo may cost; and
+        whether there is anything to go by.
+        """
+        return self.problem is None
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong, in a few words; None if nothing is."""
+        if not self.near.pixels:
+            return f"nothing was compared, no valid pixel lies within {REACH} px of borders: choose another --part"
+        if self.interior.share > DISAGREE:
+            return (
+                f"even in interiors more than {100 * DISAGREE:g} % of labels differ: what the network answers depends "
+                "on the whole tile (a normalisation or a pooling over it)"
+            )
+        if self.near.share <= PROMISE or (self.ratio is not None and self.ratio <= RATIO):
+            return None
+        return "seams"
 
     def line(self) -> str:
         """What was found, for people."""
@@ -112,22 +131,41 @@ def seams(
 ) -> Seams | None:
     """Segment the scene of a published result again, on the shifted lattice, by the same engine, and compare.
 
-    The second result lies in a temporary folder, and is gone afterwards. `part` stands for the scene where all of it
-    would take too long. None: the scene is a single core, there is no border.
+    The second result lies beside the first, in a folder that is gone afterwards. `part` stands for the scene where all
+    of it would take too long. None: the scene is a single core, there is no border.
 
     Raises:
         UsageError: `part` holds no border, or the core is one stride.
-        SceneError: the scene has gone or changed.
-        EngineError: this machine makes another engine than that of the result.
+        OutputError: nothing can be written beside the result, or a run holds it.
+        SceneError: the scene has gone or changed, or cannot be segmented here again: this machine makes another
+            engine, or has too little memory or disk.
     """
     plan = Plan.load(folder / PLAN)
     if plan.grid.shape == (1, 1):
         return None
     again = shifted(plan.grid, part)
-    with tempfile.TemporaryDirectory(prefix="widefield-seams-") as place:
-        other = _other_plan(plan, again, Path(place), executor)
-        _segment(other, Path(place), executor, listen)
-        return _compare(folder / MASK, plan.grid, Path(place) / MASK, other.grid, again)
+    with _beside(folder.absolute()) as place:
+        other = _other_plan(plan, again, place, executor)
+        _segment(other, place, executor, listen)
+        return _compare(folder / MASK, plan.grid, place / MASK, other.grid, again)
+
+
+@contextlib.contextmanager
+def _beside(folder: Path) -> Iterator[Path]:
+    """A new folder among the runs of a result, which nobody else may write meanwhile. `clean` finds what is left."""
+    out = next((parent for parent in folder.parents if (parent / workshop.HIDDEN).is_dir()), folder.parent)
+    place = out / workshop.HIDDEN / "runs" / folder.relative_to(out)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(workshop.locked(place))
+        except OutputError as error:
+            raise OutputError(_instead(error, "the scene is segmented again there, beside its result")) from error
+        yield Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="seams-", dir=place)))
+
+
+def _instead(error: Exception, way_out: str) -> str:
+    """What an error says, with another way out: this command has other options."""
+    return f"{str(error).rpartition(': ')[0] or error}: {way_out}"
 
 
 def shifted(grid: TileGrid, part: Window | None = None) -> Window:
@@ -177,7 +215,12 @@ def _other_plan(plan: Plan, again: Window, place: Path, executor: Executor) -> P
         memory=executor.memory,
     )
     with open_scene(replace(plan.scene, window=window)) as scene:
-        return make_plan(scene, plan.spec, plan.bundle, plan.engine, out=place, options=options)
+        try:
+            return make_plan(scene, plan.spec, plan.bundle, plan.engine, out=place, options=options)
+        except SpaceError as error:
+            raise SpaceError(_instead(error, "free some, or compare a part of the scene alone with --part")) from error
+        except PlanError as error:
+            raise PlanError(_instead(error, "compare where it was segmented, or with less memory in use")) from error
 
 
 def _unchanged(plan: Plan, scene: Scene) -> None:
@@ -186,7 +229,11 @@ def _unchanged(plan: Plan, scene: Scene) -> None:
 
 
 def _segment(plan: Plan, run: Path, executor: Executor, listen: Listener) -> None:
-    """Fill the store in `run` as a run of `segment_scene` does; nothing is published."""
+    """Fill the store in `run` as a run of `segment_scene` does; nothing is published.
+
+    Raises:
+        IncompleteError: a block failed.
+    """
     schedule = Schedule(plan, run, workshop.open_run(plan, run), listen)
     with (
         workshop.staged(plan, run, run / "staged", keep=False),
@@ -195,8 +242,13 @@ def _segment(plan: Plan, run: Path, executor: Executor, listen: Listener) -> Non
     ):
         schedule.start()
         for outcome in outcomes:
+            if outcome.fatal:
+                raise IncompleteError(f"{plan.scene.path} cannot be segmented again: {outcome.error}")
             schedule.finish(outcome)
     stop.current().check()
+    for window, error in schedule.failed.items():
+        where = f"block at row {window.row}, column {window.col}"
+        raise IncompleteError(f"{plan.scene.path} cannot be segmented again, {where}: {error}")
     schedule.check()
 
 
