@@ -178,10 +178,21 @@ def segment_scene(
     with workshop.locked(request.workshop), disk.share(max(plan.costs.needed_bytes - left, 0), request.out):
         if facts := finished(request, plan):
             return facts
-        executor.settle(plan.key[:16])
-        job = open_job(request, plan)
-        facts = _Run(job, executor, listen).work()
-        job.exchange()
+        return carry_out(request, plan, executor, listen)
+
+
+def carry_out(
+    request: SegmentRequest, plan: Plan, executor: Executor, listen: Listener = lambda _: None
+) -> dict[str, Any]:
+    """Do what is left of a plan, and put the result into `request.folder`; the workshop is locked by now.
+
+    Raises:
+        OutputError, IncompleteError, Stopped: see `segment_scene`.
+    """
+    executor.settle(plan.key[:16])
+    job = open_job(request, plan)
+    facts = _Run(job, executor, listen).work()
+    job.exchange()
     return facts
 
 
