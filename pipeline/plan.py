@@ -341,8 +341,9 @@ def _costs(
     # One more reader has handles of its own; one more writer a block's planes, which of its pixels are valid, and a
     # plane's shard in parts and in one piece.
     another = source + pixels * planes + (0 if stage else 2 * scene.block_bytes) + pixels * (planes + 3)
-    more = max(min(spare // another, _most_readers(options.workers) - 1), 0)
-    segmenting += more * another
+    # Where there are several readers, the parts of a block that each has just read are copied into one.
+    more = max(min((spare - source) // another, _most_readers(options.workers) - 1), 0)
+    segmenting += more * another + (source if more else 0)
     return Costs(
         tiles=grid.tiles(block),
         overhead=grid.overhead(block),

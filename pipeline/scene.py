@@ -5,6 +5,7 @@ so the rest of the pipeline does not know where pixels come from.
 """
 
 import contextlib
+import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -69,6 +70,10 @@ class Source(Protocol):
     def all_valid(self) -> bool:
         """Whether no pixel can be invalid, by what is known without reading: no mask, no alpha, no nodata, no NaN."""
 
+    @property
+    def lattice(self) -> tuple[int, int]:
+        """Rows that are decoded together, and the source's first row among such rows."""
+
     def read(self, window: Window) -> tuple[Pixels, Valid]:
         """Pixels (C, H, W) in their own type and valid (H, W), True = valid. `window` lies inside; thread-safe."""
 
@@ -113,7 +118,7 @@ class Scene:
                 f"{self.address.path}: the window of {part.height} x {part.width} pixels at row {part.row}, column "
                 f"{part.col} leaves the file's {whole.height} x {whole.width}"
             )
-        self._factors = [factor(first, other) for other in self._rasters]
+        self._scaled = [(other, factor(first, other)) for other in self._rasters]
         self.height, self.width = self._part.height, self._part.width
         self.dtype = first.dtype
         for other in self._rasters:
@@ -124,6 +129,8 @@ class Scene:
         """Rows and columns of the file's blocks, which lie on a lattice from the *file's* first pixel."""
         self.block_origin = (self._part.row, self._part.col)
         """The scene's first pixel on that lattice."""
+        rows = math.lcm(*(raster.block_shape[0] * scale for raster, (scale, _) in self._scaled))
+        self.lattice = (rows, self._part.row % rows)
         self.block_bytes = sum(raster.block_bytes for raster in self._rasters)
         """Decoded bytes that GDAL holds to give one pixel."""
         self.tiled = all(raster.block_shape[1] < raster.width for raster in self._rasters)
@@ -198,8 +205,7 @@ class Scene:
         if not Window(0, 0, self.height, self.width).contains(window):
             raise ValueError(f"{window} leaves the scene of {self.height} x {self.width} pixels")
         at = window.shift(self._part.row, self._part.col)
-        scaled = zip(self._rasters, self._factors, strict=True)
-        return self._judged([_read_scaled(raster, at, *scale) for raster, scale in scaled])
+        return self._judged([_read_scaled(raster, at, *scale) for raster, scale in self._scaled])
 
     def sample(self, window: Window, shape: tuple[int, int]) -> tuple[Pixels, Valid]:
         """About `shape` (h, w) pixels evenly spaced over `window`: (C, h, w) and valid (h, w), for pictures.
@@ -209,7 +215,7 @@ class Scene:
         Raises:
             UnreadableError: the file is truncated or corrupt there.
         """
-        scaled = any(scale != (1, 1) for scale in self._factors)
+        scaled = any(scale != (1, 1) for _, scale in self._scaled)
         if (
             scaled
             or shape == (window.height, window.width)

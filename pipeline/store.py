@@ -222,6 +222,7 @@ class StagedImage:
         self.fingerprint: str = facts["fingerprint"]
         self.georef = Georef.from_attributes(attributes)
         self.shard: int = pixels.shard[-1]
+        self.lattice = (pixels.chunk[-2], 0)
 
     def read(self, window: Window) -> tuple[Pixels, Valid]:
         """Pixels (C, H, W) and valid (H, W) of a window inside the scene, whose shards are staged.

@@ -2,9 +2,9 @@
 
 Inside a task three things overlap: a thread reads the next block ahead, the engine computes, and a thread writes the
 last block behind; where the engine waits for either, more threads join (see `pipeline.pace`). A block is read once, as
-one window (its tiles' union); tiles are views of it, and those without a valid pixel of their own never reach the
-engine. Tasks of several scenes may go through the engine together: where engine and radiometry agree, their tiles share
-its batches.
+one window (its tiles' union), which its readers share; tiles are views of it, and those without a valid pixel of their
+own never reach the engine. Tasks of several scenes may go through the engine together: where engine and radiometry
+agree, their tiles share its batches.
 """
 
 import contextlib
@@ -17,8 +17,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from functools import lru_cache, partial
-from itertools import islice
+from functools import lru_cache
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -34,7 +34,7 @@ from pipeline.ledger import BlockRecord, Ledger
 from pipeline.outputs import LEDGER, MASK, PLAN, STAGED, open_source
 from pipeline.pace import Pace
 from pipeline.plan import GDAL_CACHE, Plan
-from pipeline.scene import Source
+from pipeline.scene import Pixels, Source, Valid
 from pipeline.staging import stage_window
 from pipeline.statistics import class_sums, confidence_bins
 from pipeline.stop import stopping
@@ -192,9 +192,10 @@ def segment_together(
     flight: deque[_Tiles] = deque()
     with (
         contextlib.ExitStack() as sources,
-        ThreadPoolExecutor(reading.most, "read") as readers,
+        contextlib.ExitStack() as ends,
         ThreadPoolExecutor(writing.most, "write") as writers,
     ):
+        readers = [ends.enter_context(ThreadPoolExecutor(1, "read")) for _ in range(reading.most)]
         behind = _Behind(writers, writing, engine.meter)
         blocks = _ahead(readers, _reading(tasks, sources, stopping), reading, engine.meter)
         with _mapped(engine, _batches(blocks, flight, behind.write)) as answers:
@@ -207,8 +208,8 @@ def segment_together(
 
 def _reading(
     tasks: Iterable[Task], sources: contextlib.ExitStack, stopping: Callable[[Path], bool]
-) -> Iterator[Callable[[], "_Block"]]:
-    """What reads each block, in order. Each source is opened by its first block and closed by its last."""
+) -> Iterator["_Reading"]:
+    """Each block that is to be read, in order. Each source is opened by its first block and closed by its last."""
     for task in tasks:
         plan, run = _plan(task.run), Path(task.run)
         opened = _Opened(plan, run, len(task.windows))
@@ -216,7 +217,7 @@ def _reading(
         for window in task.windows:
             if stopping(run):
                 return
-            yield partial(opened.read, window)
+            yield _Reading(opened, window)
 
 
 class _Opened:
@@ -227,22 +228,86 @@ class _Opened:
         self._source: Source | None = None
         self._lock = threading.Lock()
 
-    def read(self, window: Window) -> "_Block":
-        """One block with its tiles."""
+    @property
+    def source(self) -> Source:
+        """The source, open."""
         with self._lock:
             if self._source is None:
                 self._source = open_source(self.plan, self.run)
-        block = _Block.read(self.plan, self.run, self._source, window)
+            return self._source
+
+    def done(self) -> None:
+        """One block has been read."""
         with self._lock:
             self.left -= 1
             if not self.left:
                 self.close()
-        return block
 
     def close(self) -> None:
         """Release the source's handles."""
         if self._source is not None:
             self._source.close()
+
+
+class _Reading:
+    """One block that is being read by some threads: each reads rows of its own, and the last one makes the block."""
+
+    def __init__(self, opened: _Opened, window: Window) -> None:
+        self._opened, self._window = opened, window
+        self._extent = opened.plan.grid.source(window)
+        self._read: tuple[Pixels, Valid] | None = None
+        self._seconds, self._left = 0.0, 1
+        self._lock = threading.Lock()
+
+    def begin(self, threads: Sequence[ThreadPoolExecutor]) -> list[Future["_Block | None"]]:
+        """Have each thread read its part; one of them answers with the block."""
+        self._left = len(threads)
+        return [thread.submit(self.read, number, len(threads)) for number, thread in enumerate(threads)]
+
+    def read(self, number: int = 0, of: int = 1) -> "_Block | None":
+        """Read part `number` of `of`; the block if that was the last one."""
+        start, source = time.perf_counter(), self._opened.source
+        if (part := bands(self._extent, of, *source.lattice)[number]) is not None:
+            self._keep(part, *source.read(part))
+        with self._lock:
+            self._left -= 1
+            self._seconds += time.perf_counter() - start
+            if self._left:
+                return None
+        return self._finish()
+
+    def _keep(self, part: Window, pixels: Pixels, valid: Valid) -> None:
+        if part == self._extent:
+            self._read = pixels, valid
+            return
+        shape = (self._extent.height, self._extent.width)
+        with self._lock:
+            self._read = self._read or (np.empty((len(pixels), *shape), pixels.dtype), np.empty(shape, np.bool_))
+        rows = part.relative_to(self._extent).slices
+        self._read[0][:, *rows], self._read[1][rows] = pixels, valid
+
+    def _finish(self) -> "_Block":
+        start = time.perf_counter()
+        self._opened.done()
+        assert self._read is not None  # noqa: S101 - all parts have been read
+        block = _Block.of(self._opened, self._window, self._extent, *self._read)
+        now = time.perf_counter()
+        block.clock = {"read": self._seconds + now - start, "start": now}
+        return block
+
+
+def bands(window: Window, count: int, rows: int, first: int) -> list[Window | None]:
+    """`window` cut from side to side into `count` parts, as even as it can be done without parting rows that are
+    decoded together: `rows` each, of which the source's row 0 is number `first`. What is too much is None.
+
+    Neighbours to the left and right are cut alike.
+    """
+    groups = range((window.row + first) // rows, -(-(window.stop_row + first) // rows))
+    cut = min(count, len(groups))
+    starts = [groups[len(groups) * number // cut] * rows - first for number in range(cut)]
+    edges = [window.row, *starts[1:], window.stop_row]
+    parts = [Window(top, window.col, end - top, window.width) for top, end in pairwise(edges)]
+    return [*parts, *[None] * (count - len(parts))]
 
 
 @dataclass
@@ -268,18 +333,15 @@ class _Block:
     clock: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, plan: Plan, run: Path, source: Source, window: Window) -> "_Block":
-        start = time.perf_counter()
-        extent = plan.grid.source(window)
-        pixels, valid = source.read(extent)
+    def of(cls, opened: _Opened, window: Window, extent: Window, pixels: Pixels, valid: Valid) -> "_Block":
+        """The block at `window`, of what was read of `extent`."""
+        plan = opened.plan
         planes = np.full((len(plan.spec.planes), window.height, window.width), NODATA, np.uint8)
         tiles: dict[Window, list[Core]] = {}
         for core in plan.grid.cores(window):
             if valid[core.owned.relative_to(extent).slices].any():
                 tiles.setdefault(core.tile, []).append(core)
-        block = cls(plan, run, window, extent, pixels, valid, planes, tiles, len(tiles))
-        block.clock = {"read": time.perf_counter() - start, "start": time.perf_counter()}
-        return block
+        return cls(plan, opened.run, window, extent, pixels, valid, planes, tiles, len(tiles))
 
     def tile(self, tile: Window) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
         """Pixels (C, T, T) and valid mask (T, T) of one tile; the rim beyond the scene is filled by reflection."""
@@ -321,15 +383,16 @@ def _mapped(engine: Engine, batches: Iterator[Batch]) -> Iterator[Iterator[Plane
 
 
 def _ahead(
-    pool: ThreadPoolExecutor, reads: Iterator[Callable[[], _Block]], pace: Pace, meter: Meter
+    threads: Sequence[ThreadPoolExecutor], blocks: Iterator[_Reading], pace: Pace, meter: Meter
 ) -> Iterator[_Block]:
-    """What `reads` return, in order; as many as `pace` says are read while the consumer has the last one."""
+    """The blocks, in order; while the consumer has the last one, as many threads as `pace` says read as many ahead."""
     pace.begin()
-    pending = deque(pool.submit(read) for read in islice(reads, pace.threads))
+    pending = deque(block.begin(threads[: pace.threads]) for block in islice(blocks, pace.threads))
     while pending:
-        block = pending.popleft().result()
+        (block,) = (answer for part in pending.popleft() if (answer := part.result()) is not None)
         pace.block(block.clock["read"], meter.times())
-        pending.extend(pool.submit(read) for read in islice(reads, max(pace.threads - len(pending), 0)))
+        more = islice(blocks, max(pace.threads - len(pending), 0))
+        pending.extend(block.begin(threads[: pace.threads]) for block in more)
         yield block
 
 

@@ -13,6 +13,7 @@ from rasterio.enums import ColorInterp
 from pipeline.errors import SceneError, UnreadableError
 from pipeline.grid import Window
 from pipeline.scene import SceneAddress, fingerprint, open_scene
+from pipeline.store import create_image, open_image
 
 ALL = Window(0, 0, 40, 50)
 
@@ -257,3 +258,13 @@ def test_real_scenes_open(data):
         assert len(scene.bands) == 4
         assert scene.nodata == (0.0,) * 4
         assert ColorInterp.alpha.name not in scene.bands
+
+
+def test_the_rows_that_are_decoded_together_are_counted_from_the_part_that_is_read(tmp_path):
+    path = write_tiff(tmp_path / "s.tif", noise(3, 300, 300), tiled=True, blockxsize=64, blockysize=64)
+    with open_scene(SceneAddress(str(path))) as scene:
+        assert scene.lattice == (64, 0)
+        create_image(tmp_path / "image.zarr", scene, chunk=128, shard=256)
+    assert open_image(tmp_path / "image.zarr").lattice == (128, 0)
+    with open_scene(SceneAddress(str(path), window=Window(150, 0, 100, 100))) as scene:
+        assert scene.lattice == (64, 150 - 128)

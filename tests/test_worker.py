@@ -23,6 +23,7 @@ from pipeline import outputs, report, store, worker, workshop
 from pipeline.errors import OutputError
 from pipeline.grid import TileGrid, Window
 from pipeline.ledger import Ledger
+from pipeline.pace import Pace
 from pipeline.plan import PlanOptions, Room, make_plan
 from pipeline.scene import SceneAddress, open_scene
 
@@ -259,6 +260,32 @@ def test_each_chunk_of_a_file_is_decoded_once_for_the_blocks_of_a_row(tmp_path):
     assert bytes_read() - before < 1.05 * path.stat().st_size
 
 
+@pytest.mark.parametrize("place", [(0, 40, 1, 0), (7, 30, 8, 3), (100, 57, 16, 15), (3, 5, 64, 0)])
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_bands_are_a_blocks_rows_each_once_and_part_nothing_that_is_decoded_together(place, count):
+    row, height, rows, first = place
+    parts = worker.bands(Window(row, 5, height, 9), count, rows, first)
+    assert len(parts) == count
+    cut = [part for part in parts if part is not None]
+    assert [r for part in cut for r in range(part.row, part.stop_row)] == list(range(row, row + height))
+    assert all((part.row + first) % rows == 0 and (part.col, part.width) == (5, 9) for part in cut[1:])
+
+
+@pytest.mark.skipif(not IO.exists(), reason="the system does not count what a process reads")
+@pytest.mark.parametrize("readers", [1, 2, 4])
+def test_several_readers_decode_no_chunk_twice_and_read_the_same(tmp_path, readers):
+    pixels = noise(3, 1024, 4096)
+    path = write_tiff(tmp_path / "s.tif", pixels, tiled=True, blockxsize=256, blockysize=256)
+    plan = planned(path, tmp_path, block=1024)
+    opened, pace = worker._Opened(plan, tmp_path, len(plan.blocks)), Pace("input", readers, readers)
+    threads = [ThreadPoolExecutor(1) for _ in range(readers)]
+    before = bytes_read()
+    for block in worker._ahead(threads, (worker._Reading(opened, each) for each in plan.blocks), pace, Meter()):
+        np.testing.assert_array_equal(block.pixels, pixels[:, *block.source.slices])
+        assert block.valid.all()
+    assert bytes_read() - before < 1.05 * path.stat().st_size
+
+
 def run_in_one_task(path, folder, monkeypatch, readers, engine=None):
     """The mask (H, W) of a scene of several blocks that are one task; the report of it."""
     monkeypatch.setattr("pipeline.resources.cores", lambda: readers)
@@ -375,8 +402,7 @@ def test_blocks_with_little_that_is_valid_take_no_more_memory_than_planned(batch
 
 def test_a_block_that_waits_to_be_written_holds_its_own_pixels_validity_alone(tmp_path):
     plan = planned(write_tiff(tmp_path / "s.tif", noise(3, 130, 170)), tmp_path, block=32)
-    with open_scene(plan.scene) as scene:
-        block = worker._Block.read(plan, tmp_path, scene, plan.blocks[6])
+    block = worker._Reading(worker._Opened(plan, tmp_path, 1), plan.blocks[6]).read()
     assert block.valid.shape > (32, 32)
     block.release()
     assert (block.pixels.nbytes, block.valid.nbytes, block.valid.base) == (0, 32 * 32, None)

@@ -17,7 +17,7 @@ import rasterio.shutil
 from pipeline import resources, worker, workshop
 from pipeline.executors import DaskExecutor, SerialExecutor
 from pipeline.grid import Window
-from pipeline.outputs import LEDGER, MASK, open_source
+from pipeline.outputs import LEDGER, MASK
 from pipeline.plan import PlanOptions
 from pipeline.scene import SceneAddress
 from pipeline.schedule import Schedule
@@ -118,10 +118,10 @@ def _phase(plan, run):
 
 def _batches(plan, run):
     """What the phase hands to the engine, each array in one piece."""
-    with open_source(plan, run) as source:
-        blocks = (worker._Block.read(plan, run, source, window) for window in plan.blocks)
-        for batch in worker._batches(blocks, deque(maxlen=0), lambda _: None):
-            yield replace(batch, pixels=np.array(batch.pixels, order="C"), valid=np.array(batch.valid, order="C"))
+    opened = worker._Opened(plan, run, len(plan.blocks))
+    blocks = (worker._Reading(opened, window).read() for window in plan.blocks)
+    for batch in worker._batches(blocks, deque(maxlen=0), lambda _: None):
+        yield replace(batch, pixels=np.array(batch.pixels, order="C"), valid=np.array(batch.valid, order="C"))
 
 
 def main():
