@@ -102,6 +102,8 @@ class EngineRecord:
     tta: bool = False
     planes: tuple[str, ...] = ()
     """What it returns; those of the spec if empty."""
+    device_bytes: int = 0
+    """Memory of the GPU that is taken while it is loaded, other processes' included; 0 on a CPU."""
 
     @property
     def request(self) -> EngineRequest:
@@ -131,6 +133,11 @@ class Engine(Protocol):
     @property
     def meter(self) -> Meter:
         """What it did with its time."""
+        ...
+
+    @property
+    def device_bytes(self) -> int:
+        """Memory of its GPU that is taken now; 0 on a CPU."""
         ...
 
     def map(self, batches: Iterable[Batch]) -> Iterator[Planes]:

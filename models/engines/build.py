@@ -102,7 +102,8 @@ def _measure(job: Job) -> Answer:
     bundle, record, cache = _bundle(job), EngineRecord.from_json(job["record"]), Cache(job["cache"])
     load = open_checked if job.get("checked", True) else open_engine
     engine = load(bundle, record, cache)
-    return {"seconds_per_tile": seconds_per_tile(bundle, engine), "peak_bytes": peak_bytes()}
+    seconds = seconds_per_tile(bundle, engine)
+    return {"seconds_per_tile": seconds, "peak_bytes": peak_bytes(), "device_bytes": engine.device_bytes}
 
 
 def _race(job: Job) -> Answer:

@@ -13,9 +13,10 @@ from models.engines.null import NullEngine
 from models.engines.prepare import SETTINGS, graph_fields, prepared
 from models.errors import EngineError
 
+LOAD_PIXELS = 1 << 20
+"""Pixels of the probes, one at least, that each worker repeats of those that the engine passed when it was prepared, at
+most `LOAD_PROBES`. They show that what was loaded is that engine; more would cost seconds in every run."""
 LOAD_PROBES = 2
-"""Probes that each worker repeats of those that the engine passed when it was prepared: two real ones, one with an edge
-of nodata. They show that what was loaded is that engine; more would cost seconds in every run."""
 
 
 def load_engine(bundle_path: Path | str, record: EngineRecord, cache: Path | None = None) -> Engine:
@@ -36,11 +37,11 @@ def load_engine(bundle_path: Path | str, record: EngineRecord, cache: Path | Non
 
 
 def open_checked(bundle: Bundle, record: EngineRecord, cache: Cache) -> Engine:
-    """The engine from its cached artefacts, after `LOAD_PROBES` probes."""
+    """The engine from its cached artefacts, after a probe or two."""
     engine = open_engine(bundle, record, cache)
     if record.backend == "null":
         return engine
-    report = gate(bundle, engine, cache, limit=LOAD_PROBES)
+    report = gate(bundle, engine, cache, limit=max(1, min(LOAD_PROBES, LOAD_PIXELS // record.tile**2)))
     if report["reasons"]:
         raise EngineError(f"engine {record.digest[:12]} does not agree with the network: {report['reasons']}")
     return engine
@@ -62,7 +63,7 @@ def open_engine(bundle: Bundle, record: EngineRecord, cache: Cache) -> Engine:
 
 
 def _other(record: EngineRecord, here: EngineRecord) -> str:
-    measured = {"digest", "peak_bytes", "seconds_per_tile", "parity"}
+    measured = {"digest", "peak_bytes", "seconds_per_tile", "parity", "device_bytes"}
     names = [field.name for field in fields(record) if field.name not in measured]
     pairs = ((name, getattr(record, name), getattr(here, name)) for name in names)
     differences = [f"{name} {pinned!r}, here {ours!r}" for name, pinned, ours in pairs if pinned != ours]

@@ -12,6 +12,8 @@ from models.engines.slots import overlapped, padded
 class NullEngine:
     """Every pixel is class 0 with confidence 0."""
 
+    device_bytes = 0
+
     def __init__(self, record: EngineRecord, planes: int) -> None:
         self.record, self.meter = record, Meter()
         self._planes = planes

@@ -39,6 +39,8 @@ class Speed:
     """Median, after warming up."""
     peak_bytes: int
     """Largest resident set of a process that loaded it and ran it."""
+    device_bytes: int = 0
+    """Memory of its GPU that is taken while it is loaded; 0 on a CPU."""
 
 
 def measure(bundle: Bundle, request: EngineRequest, cache: Cache) -> Speed:
