@@ -55,7 +55,6 @@ if TYPE_CHECKING:
 
     from pipeline.executors import Executor
     from pipeline.nightly import ArchiveRequest
-    from pipeline.plan import Plan
     from pipeline.schedule import Listener
     from pipeline.segment import SegmentRequest
 
@@ -107,29 +106,33 @@ def plan(
     Of an archive, the scenes that are new or have changed since they were segmented into OUT.
     """
     from pipeline.archive import is_archive, scene_name
+    from pipeline.calibrate import Asked, work_of
+    from pipeline.segment import Engines, plan_request
 
-    planned: list[tuple[SegmentRequest, Plan]] = []
+    planned, engines = [], Engines()
 
     def show(request: "SegmentRequest") -> None:
-        from pipeline.segment import plan_request
-
-        frozen = plan_request(request)
-        planned.append((request, frozen))
+        frozen = plan_request(request, engines)
+        planned.append(Asked(request, work_of(frozen)))
         if as_json:
             print(json.dumps(frozen.to_json()))
         else:
             out.print(rows(frozen.describe()))
 
+    failed = 0
     if is_archive(scene):
-        _plan_archive(_night(scene, options.request("", "", bundle, folder), match, backfill), show, as_json=as_json)
+        night = _night(scene, options.request("", "", bundle, folder), match, backfill)
+        failed = _plan_archive(night, show, as_json=as_json)
     else:
         with _told(scene, as_json=as_json):
             show(options.request(named(scene), scene_name(scene), bundle, folder))
-    if calibrate and (found := forecast(planned, options.workers)) is not None:
+    if calibrate and (found := forecast(planned, options.workers, engines)) is not None:
         if as_json:
             print(json.dumps({"calibration": found.to_json()}))
         else:
             show_forecast(found)
+    if failed:
+        raise typer.Exit(1)
 
 
 def _night(archive: str, pattern: "SegmentRequest", match: str | None, backfill: bool) -> "ArchiveRequest":
@@ -139,7 +142,8 @@ def _night(archive: str, pattern: "SegmentRequest", match: str | None, backfill:
     return ArchiveRequest(archive, pattern, match=match, trust=trust, backfill=backfill)
 
 
-def _plan_archive(night: "ArchiveRequest", show: "Callable[[SegmentRequest], None]", *, as_json: bool) -> None:
+def _plan_archive(night: "ArchiveRequest", show: "Callable[[SegmentRequest], None]", *, as_json: bool) -> int:
+    """Show what waits; how many scenes failed."""
     from flows.scenes import SceneLines
     from pipeline.nightly import SceneResult, survey
     from pipeline.together import line
@@ -161,8 +165,7 @@ def _plan_archive(night: "ArchiveRequest", show: "Callable[[SegmentRequest], Non
     unchanged = sum(result.status == "unchanged" for result in settled)
     counts = f"{planned} to segment, {unchanged} unchanged, {lines.failed} failed"
     err.print(counts, highlight=False)
-    if lines.failed:
-        raise typer.Exit(1)
+    return lines.failed
 
 
 @app.command(

@@ -15,11 +15,10 @@ from pipeline.errors import OutputError, UsageError, WidefieldError
 from pipeline.grid import Window
 
 if TYPE_CHECKING:
-    from pipeline.calibrate import Forecast
-    from pipeline.plan import Plan
+    from pipeline.calibrate import Asked, Forecast
     from pipeline.probe import Probed
     from pipeline.seams import Seams
-    from pipeline.segment import SegmentRequest
+    from pipeline.segment import Engines
 
 
 def probe(
@@ -137,17 +136,17 @@ def window_of(text: str | None, option: str) -> Window | None:
         raise UsageError(f"{option} {text}: {error}") from None
 
 
-def forecast(requests: "Sequence[tuple[SegmentRequest, Plan]]", workers: int) -> "Forecast | None":
+def forecast(asked: "Sequence[Asked]", workers: int, engines: "Engines") -> "Forecast | None":
     """What all of it will take, tried on a few blocks; None where there is nothing to do."""
     from pipeline.calibrate import calibrate
     from pipeline.executors import make_executor
 
-    if not requests:
+    if not asked:
         complain("nothing to calibrate: no scene waits")
         return None
-    first, _ = requests[0]
+    first = asked[0].request
     with make_executor(workers, None, first.out, target=first.target) as executor:
-        return calibrate(requests, executor, _tell)
+        return calibrate(asked, executor, _tell, engines)
 
 
 def show_forecast(found: "Forecast") -> None:

@@ -471,8 +471,8 @@ def compared(whole: Whole, crop: Crop, everything: Planes, grid: TileGrid, spec:
         change = planes["confidence"].astype(np.int16) - wanted["confidence"]
         confidence = (np.abs(change) > OFF * CERTAIN) & crop.valid
     near = near_borders(grid.scene, grid.core, REACH, grid.scene)
-    counted = (_counted(crop.valid & part, labels & part) for part in (near, np.True_))
-    return HaloRow(grid.tile, grid.halo, *counted, int(np.count_nonzero(confidence)))
+    borders, everywhere = _counted(crop.valid & near, labels & near), _counted(crop.valid, labels)
+    return HaloRow(grid.tile, grid.halo, borders, everywhere, int(np.count_nonzero(confidence)))
 
 
 def _counted(valid: NDArray[np.bool_], differ: NDArray[np.bool_]) -> Counted:
