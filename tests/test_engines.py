@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 from drawn_bundle import draw_bundle
+from typer.testing import CliRunner
 
+from flows import engines as commands
 from models.engines import backends, speed
 from models.engines import prepare as preparing
 from models.engines.backends import BACKENDS, GATE, MODELS, NETWORK, digest_of_sources
@@ -186,7 +188,7 @@ def test_a_graph_that_came_out_in_other_bytes_is_another_engine_and_can_be_plann
 
 
 def test_auto_falls_back_loudly_when_the_fastest_is_refused(bundle, cache, caplog):
-    wanted = EngineRequest("auto", "auto", tile=64, dtype="uint8", batch=2, threads=1)
+    wanted = EngineRequest("auto", "auto", tile=64, dtype="uint8", batch=2, threads=2, streams=1)
     best, *others = ranked(bundle, wanted, Cache(cache))
 
     def refuse(folder):
@@ -507,3 +509,24 @@ def test_augmentation_and_probabilities_pass_the_gate(bundle, cache, backend):
     expected = predict(served(bundle, planes=planes, tta=True), batch)
     assert np.abs(found.astype(int) - expected).max() <= 1
     np.testing.assert_array_equal(found[:, 0], expected[:, 0])
+
+
+def command(*arguments):
+    return CliRunner().invoke(commands.engines, [str(argument) for argument in arguments])
+
+
+def test_bench_fails_where_nothing_could_be_measured_and_takes_a_type(bundle, tmp_path, monkeypatch):
+    monkeypatch.setenv("WIDEFIELD_CACHE", str(tmp_path / "c"))
+    asked = ("bench", "--bundle", bundle.path, "--engine", "torch", "--precision", "fp32")
+    for reason, code in (("there is no compiler", 1), (None, 0)):
+        facts = {"seconds_per_tile": 1.0, "peak_bytes": 1, "reason": reason, "scene": 1.0}
+        monkeypatch.setattr(commands, "_measured", lambda _, each, facts=facts: vars(each) | facts)
+        assert command(*asked).exit_code == code
+    assert "int8 pixels" in str(command(*asked, "--dtype", "int8").exception)
+
+
+def test_clean_forgets_what_has_not_been_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("WIDEFIELD_CACHE", str(tmp_path / "c"))
+    Cache().make("graph", {"a": 1}, lambda folder: (folder / "x").write_bytes(bytes(500)))
+    assert json.loads(command("clean", "--older-than", 1, "--json").stdout) == {"freed_bytes": 0}
+    assert json.loads(command("clean", "--json").stdout)["freed_bytes"] > 500
