@@ -454,7 +454,7 @@ def make_executor(
 
     `isolated`: tasks never run in this process, so that one that kills its process does not end the run.
     """
-    found = tuple(gpu.index for gpu in gpus()) if scheduler is None and target != "cpu" else ()
+    found = tuple(gpu.uuid for gpu in gpus()) if scheduler is None and target != "cpu" else ()
     if scheduler is None and max(workers, len(found)) == 1 and not isolated:
         return nullcontext(SerialExecutor())
     return DaskExecutor(workers, scheduler, shared, found)

@@ -538,12 +538,19 @@ def _paces_of(run: str, most: int) -> tuple[Pace, Pace]:
 def _engine(run: str) -> tuple[Engine, frozenset[int]]:
     """The run's engine and the threads that came with it."""
     plan = _plan(run)
-    return _load(str(plan.bundle), plan.engine.to_json())
+    key = str(plan.bundle), plan.engine.to_json()
+    if key not in _loaded:
+        _loaded.clear()  # the last engine's memory is free before the next one takes its own
+        _loaded[key] = _load(*key)
+    return _loaded[key]
 
 
-@lru_cache(maxsize=1)
+_loaded: dict[tuple[str, str], tuple[Engine, frozenset[int]]] = {}
+"""The engine of this process: the next scene of an archive finds it here."""
+
+
 def _load(bundle: str, record: str) -> tuple[Engine, frozenset[int]]:
-    """Load and check an engine, once a process: the next scene of an archive finds it here."""
+    """Load and check an engine; also the threads that came with it."""
     from models.engines.load import load_engine
 
     before = resources.threads()

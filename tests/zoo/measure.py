@@ -3,14 +3,14 @@
 import json
 import sys
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 
 from models.engines.base import Batch, EngineRecord
-from models.engines.build import WARM_UP, _peak_bytes, _timed
-from models.engines.device import device, versions
-from models.engines.openvino import OpenVINOEngine, has_bf16
+from models.engines.backends import backend_of
+from models.engines.device import device
+from models.engines.openvino import OpenVINOEngine, unavailable
+from models.engines.speed import _steady, peak_bytes
 from pipeline.resources import cores
 
 
@@ -20,8 +20,8 @@ def main() -> None:
     record = EngineRecord(
         digest="",
         backend="openvino",
-        version=versions("openvino"),
-        precision="bf16" if has_bf16() else "fp32",
+        version=backend_of("openvino").versions(),
+        precision="fp32" if unavailable("cpu", "bf16") else "bf16",
         device=device(),
         tile=tile,
         batch=1,
@@ -35,8 +35,7 @@ def main() -> None:
     engine = OpenVINOEngine(record, folder)
     pixels = np.random.default_rng(0).integers(0, 256, (1, 3, tile, tile), np.uint8)
     batch = Batch(pixels, np.ones((1, tile, tile), bool), np.ones(3, np.float32), np.zeros(3, np.float32))
-    seconds = list(_timed(engine, batch))[WARM_UP:]
-    facts = {"seconds": median(seconds), "peak_bytes": _peak_bytes(), "precision": record.precision}
+    facts = {"seconds": _steady(engine, batch), "peak_bytes": peak_bytes(), "precision": record.precision}
     print(json.dumps(facts))  # noqa: T201 - the answer
 
 
