@@ -253,6 +253,11 @@ class Trial:
         whole = inside and bool((np.abs(self.first.sum(1) - 1) < CLOSE).all())
         if activation == "logits" and whole and self.first.shape[1] > 1:
             raise BundleError(f"{self.output} holds probabilities, which sum to 1: say `activation: softmax`")
+        if activation == "logits" and inside and self.first.shape[1] == 1:
+            raise BundleError(
+                f"{self.output} holds values from {self.first.min():.3g} to {self.first.max():.3g}, which are "
+                "probabilities: say `activation: sigmoid`"
+            )
         if (activation == "softmax" and not whole) or (activation == "sigmoid" and not inside):
             raise BundleError(
                 f"{self.output} holds values from {self.first.min():.3g} to {self.first.max():.3g}: these are no "

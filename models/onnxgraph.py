@@ -10,7 +10,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import onnx
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, compose, helper, inliner, version_converter
+from onnx import (
+    FunctionProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    compose,
+    helper,
+    inliner,
+    version_converter,
+)
 
 from models.errors import BundleError
 
@@ -183,18 +193,43 @@ def _check_operators(file: Path, model: ModelProto) -> None:
 
 def _nodes(graph: GraphProto) -> Iterator[NodeProto]:
     """All nodes, those of branches and loops included."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-                yield from _nodes(inner)
+    return (node for inner in _graphs(graph) for node in inner.node)
 
 
 def _check_size(file: Path, model: ModelProto) -> None:
-    size = file.stat().st_size + sum(_bytes(tensor) for tensor in model.graph.initializer)
+    graphs = [model.graph, *model.functions]
+    size = file.stat().st_size + sum(_outside(file.parent, tensor) for graph in graphs for tensor in _tensors(graph))
     if size > LARGEST:
         raise BundleError(f"{file} has {size / 2**30:.1f} GiB with its weights: at most 2 GiB can be imported")
 
 
-def _bytes(tensor: TensorProto) -> int:
-    return sum(int(entry.value) for entry in tensor.external_data if entry.key == "length")
+def _tensors(graph: GraphProto | FunctionProto) -> Iterator[TensorProto]:
+    """All tensors that may lie outside of the file: weights and constants, those of branches and loops included."""
+    for inner in _graphs(graph):
+        if isinstance(inner, GraphProto):
+            yield from inner.initializer
+            for sparse in inner.sparse_initializer:
+                yield from (sparse.values, sparse.indices)
+        for attribute in (attribute for node in inner.node for attribute in node.attribute):
+            yield from attribute.tensors
+            if attribute.HasField("t"):
+                yield attribute.t
+
+
+def _graphs(graph: GraphProto | FunctionProto) -> Iterator[GraphProto | FunctionProto]:
+    """A graph, and those of its branches and loops."""
+    yield graph
+    for attribute in (attribute for node in graph.node for attribute in node.attribute):
+        for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+            yield from _graphs(inner)
+
+
+def _outside(folder: Path, tensor: TensorProto) -> int:
+    """Bytes that a tensor brings from another file: of all of it from its place on, if no length is told."""
+    if tensor.data_location != TensorProto.EXTERNAL:
+        return 0
+    told = {entry.key: entry.value for entry in tensor.external_data}
+    if "length" in told:
+        return max(int(told["length"]), 0)
+    other = folder / told.get("location", "")
+    return max(other.stat().st_size - int(told.get("offset", 0)), 0) if other.is_file() else 0

@@ -8,6 +8,7 @@ what is needed is looked through, and copied into a new one; the rest is refused
     data/sample_inputs      must be tensors alone
 """
 
+import ast
 import io
 import json
 import re
@@ -34,12 +35,13 @@ OPERATOR: Final = re.compile(
     r"|_operator\.(add|sub|mul|floordiv|truediv|mod|pow|neg|pos|eq|ne|lt|le|gt|ge|getitem)"
 )
 """What a graph may call."""
-ARITHMETIC: Final = re.compile(r"[\w ,()'=*+/<>-]*")
-WORDS: Final = re.compile(
-    r"[su]\d+|\d+|Symbol|Integer|Rational|Float|Add|Mul|Pow|Max|Min|Mod|PythonMod|FloorDiv|CleanDiv|positive|integer"
-    r"|real|nonnegative|True|False"
-)
-"""What an expression of a size may hold."""
+SYMBOL: Final = re.compile(r"[su]\d+")
+CALLS: Final = {"Integer", "Rational", "Float", "Add", "Mul", "Max", "Min", "Mod", "PythonMod", "FloorDiv", "CleanDiv"}
+MARKS: Final = {"positive", "integer", "real", "nonnegative"}
+OPERATIONS: Final = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod)
+"""What an expression of a size may hold; and small powers, but not of powers, which would grow beyond all bounds."""
+LONGEST, GREATEST, HIGHEST = 4000, 2**63, 8
+"""Characters of an expression, numbers in it, and powers in it."""
 
 
 def read_program(file: Path) -> onnx.ModelProto:
@@ -144,5 +146,56 @@ def _fields(value: Any) -> Iterator[tuple[dict[str, Any], str, Any]]:
 
 
 def _is_arithmetic(text: str) -> bool:
-    words = re.findall(r"\w+", text)
-    return ARITHMETIC.fullmatch(text) is not None and all(WORDS.fullmatch(word) for word in words)
+    """Whether evaluating it takes neither code of anybody's nor more than a moment."""
+    try:
+        tree = ast.parse(text.strip(), mode="eval") if len(text) <= LONGEST else None
+        return tree is not None and _is_term(tree.body)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+
+
+def _is_term(node: ast.expr) -> bool:
+    match node:
+        case ast.Constant(value=int() | float() as value):
+            return abs(value) < GREATEST
+        case ast.UnaryOp(op=ast.USub() | ast.UAdd(), operand=operand):
+            return _is_term(operand)
+        case (
+            ast.BinOp(left=base, op=ast.Pow(), right=power)
+            | ast.Call(func=ast.Name(id="Pow"), args=[base, power], keywords=[])
+        ):
+            return _is_small(power) and _is_term(base) and not any(map(_is_power, ast.walk(base)))
+        case ast.BinOp(left=left, op=op, right=right):
+            return isinstance(op, OPERATIONS) and _is_term(left) and _is_term(right)
+        case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in CALLS:
+            return all(map(_is_term, arguments))
+        case _:
+            return _is_symbol(node)
+
+
+def _is_symbol(node: ast.expr) -> bool:
+    match node:
+        case ast.Name(id=name):
+            return SYMBOL.fullmatch(name) is not None
+        case ast.Call(func=ast.Name(id="Symbol"), args=[ast.Constant(value=str() as name)], keywords=marks):
+            plain = all(mark.arg in MARKS and isinstance(mark.value, ast.Constant) for mark in marks)
+            return SYMBOL.fullmatch(name) is not None and plain
+        case _:
+            return False
+
+
+def _is_power(node: ast.AST) -> bool:
+    return isinstance(node, ast.Pow) or (isinstance(node, ast.Name) and node.id == "Pow")
+
+
+def _is_small(node: ast.expr) -> bool:
+    match node:
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return _is_small(operand)
+        case (
+            ast.Constant(value=int() as power)
+            | ast.Call(func=ast.Name(id="Integer"), args=[ast.Constant(value=int() as power)], keywords=[])
+        ):
+            return 0 <= power <= HIGHEST
+        case _:
+            return False

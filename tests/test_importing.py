@@ -132,6 +132,8 @@ def labels():
         (drawn_graph(), said(input="z"), "has inputs x: name one of them"),
         (drawn_graph(), said(activation="softmax"), "no probabilities of a softmax, say `activation: logits`"),
         (drawn_graph(tail=[("Softmax", {"axis": 1})]), said(), "which sum to 1: say `activation: softmax`"),
+        (drawn_graph(channels=1, tail=[("Sigmoid", {})]), two(), "are probabilities: say `activation: sigmoid`"),
+        (drawn_graph(channels=2, tail=[("Softmax", {"axis": 1})]), two(), "which sum to 1: say `activation: softmax`"),
         (drawn_graph(tail=[("Flatten", {})], rank=2), said(), "it must be .N, K, H, W."),
         (labels(), two(), "is of type int64, not float32: export what the best"),
         (drawn_graph(tail=[("Log", {})]), said(), "not finite, or differs from call to call"),

@@ -52,6 +52,44 @@ def test_more_than_a_file_can_hold_is_refused_before_it_is_read(tmp_path):
         read_graph(tmp_path / "m.onnx")
 
 
+def outside(folder, tensor, length=None):
+    """A tensor that lies in another file, which holds 3 GiB without taking them."""
+    with (folder / "weights.bin").open("wb") as file:
+        file.truncate(3 << 30)
+    tensor.data_location, tensor.raw_data = TensorProto.EXTERNAL, b""
+    tensor.external_data.add(key="location", value="weights.bin")
+    if length:
+        tensor.external_data.add(key="length", value=length)
+
+
+@pytest.mark.parametrize("where", ["weight", "constant", "branch"])
+def test_what_has_no_length_counts_as_its_whole_file_wherever_it_is(tmp_path, where):
+    model = drawn_graph()
+    constant = helper.make_node("Constant", [], ["c"], value=helper.make_tensor("c", TensorProto.FLOAT, [1], [1.0]))
+    branch = helper.make_graph([constant], "branch", [], [helper.make_tensor_value_info("c", TensorProto.FLOAT, [1])])
+    choice = helper.make_node("If", ["x"], ["z"], then_branch=branch, else_branch=branch)
+    if where == "weight":
+        outside(tmp_path, model.graph.initializer[0])
+    elif where == "constant":
+        model.graph.node.append(constant)
+        outside(tmp_path, model.graph.node[-1].attribute[0].t)
+    else:
+        model.graph.node.append(choice)
+        outside(tmp_path, model.graph.node[-1].attribute[0].g.node[0].attribute[0].t)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(BundleError, match=r"has 3\.0 GiB with its weights"):
+        read_graph(tmp_path / "m.onnx")
+
+
+def test_a_length_below_zero_takes_nothing_away(tmp_path):
+    model = drawn_graph()
+    outside(tmp_path, model.graph.initializer[0])
+    outside(tmp_path, model.graph.initializer[1], length=str(-(3 << 30)))
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(BundleError, match=r"has 3\.0 GiB with its weights"):
+        read_graph(tmp_path / "m.onnx")
+
+
 def test_constants_are_no_inputs(tmp_path):
     model = drawn_graph()
     constants = [helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in model.graph.initializer]

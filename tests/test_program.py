@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from models.errors import BundleError
-from models.program import cleaned, read_program
+from models.program import _is_arithmetic, cleaned, read_program
 
-pytestmark = pytest.mark.slow  # exporting one takes PyTorch seconds
+slow = pytest.mark.slow  # exporting one takes PyTorch seconds
 
 
 class Boom:
@@ -68,10 +68,54 @@ def first_size(facts):
     return next(s["as_expr"] for value in values.values() for s in value["sizes"] if "as_expr" in s)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "s0",
+        "2*s0 - 1",
+        "-((-s0)//2)",
+        "s0*s1**2",
+        "(s0//2 + 1)**2",
+        "Mul(Integer(2), Symbol('s77', positive=True, integer=True))",
+        "Pow(Symbol('s0', integer=True), Integer(2))",
+        "Max(1, Mod(u0, 32))",
+        "16",
+    ],
+)
+def test_sizes_are_arithmetic(text):
+    assert _is_arithmetic(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "9**9**9**9",
+        "(9**9)**9",
+        "Pow(9, Pow(9, 9))",
+        "Pow(10, 99999999)",
+        "s0**99999999",
+        "((s0 + 9)**8)**8",
+        "s0**s0",
+        "'s0'*999999999999",
+        "(1, 2)*999999999999",
+        "9" * 100,
+        "(" * 3000 + "1" + ")" * 900,
+        "exec('s0')",
+        "s0.__class__",
+        "Symbol('os')",
+        "[s0 for s0 in s1]",
+        "",
+    ],
+)
+def test_what_takes_more_than_a_moment_or_runs_is_no_arithmetic(text):
+    assert not _is_arithmetic(text)
+
+
 def pickled(facts):
     next(iter(facts["config"].values()))["use_pickle"] = True
 
 
+@slow
 def test_an_exported_program_becomes_the_same_network(saved):
     model = read_program(saved)
     x = np.random.default_rng(0).normal(size=(3, 3, 64, 32)).astype(np.float32)
@@ -80,6 +124,7 @@ def test_an_exported_program_becomes_the_same_network(saved):
         np.testing.assert_allclose(found, network()(torch.from_numpy(x)), atol=1e-5)
 
 
+@slow
 def test_what_is_kept_loads_and_has_no_guards(saved):
     clean = cleaned(saved)
     with zipfile.ZipFile(clean) as archive:
@@ -89,6 +134,7 @@ def test_what_is_kept_loads_and_has_no_guards(saved):
     assert len(torch.export.load(clean).state_dict) == len(network().state_dict())
 
 
+@slow
 @pytest.mark.parametrize(
     ("place", "change", "message"),
     [
@@ -108,6 +154,7 @@ def test_what_pytorch_would_run_is_refused(saved, tmp_path, place, change, messa
         cleaned(changed(saved, tmp_path, place, change))
 
 
+@slow
 def test_compiled_code_beside_the_graph_is_refused(saved, tmp_path):
     copy = tmp_path / "more.pt2"
     copy.write_bytes(saved.read_bytes())
