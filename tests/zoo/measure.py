@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from models.engines.base import Batch, EngineRecord
 from models.engines.backends import backend_of
+from models.engines.base import Batch, EngineRecord
 from models.engines.device import device
 from models.engines.openvino import OpenVINOEngine, unavailable
 from models.engines.speed import _steady, peak_bytes
