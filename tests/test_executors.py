@@ -137,7 +137,7 @@ def test_a_worker_sees_one_gpu_or_none_and_what_needs_one_waits_for_it():
 
 def test_there_is_a_worker_for_each_gpu_and_one_alone_needs_no_cluster(tmp_path, monkeypatch):
     two = tuple(Gpu(str(n), f"GPU-{n}", "drawn", "9.0", "580") for n in range(2))
-    for found, expected in ((two, ("0", "1")), (two[:1], None), ((), None)):
+    for found, expected in ((two, ("GPU-0", "GPU-1")), (two[:1], None), ((), None)):
         monkeypatch.setattr(executors, "gpus", lambda found=found: found)
         executor = executors.make_executor(1, None, tmp_path)
         assert getattr(executor, "gpus", None) == expected
