@@ -20,7 +20,7 @@ from models.engines.backends import BACKENDS, GATE, MODELS, NETWORK, digest_of_s
 from models.engines.base import Batch, EngineRecord, EngineRequest
 from models.engines.cache import Cache, digest_of
 from models.engines.load import load_engine
-from models.engines.prepare import candidates, engine_fields, gated_fields, graph_fields, prepare, ranked
+from models.engines.prepare import candidates, choice_fields, engine_fields, gated_fields, graph_fields, prepare, ranked
 from models.engines.torch import predict
 from models.errors import EngineError, UnavailableError
 from models.serve import Serve, served
@@ -530,3 +530,12 @@ def test_clean_forgets_what_has_not_been_used(tmp_path, monkeypatch):
     Cache().make("graph", {"a": 1}, lambda folder: (folder / "x").write_bytes(bytes(500)))
     assert json.loads(command("clean", "--older-than", 1, "--json").stdout) == {"freed_bytes": 0}
     assert json.loads(command("clean", "--json").stdout)["freed_bytes"] > 500
+
+
+def test_engines_are_compared_once_for_all_bundles_of_one_kind(bundle, tmp_path):
+    chosen = list(candidates(AUTO, bundle))
+    known = digest_of(choice_fields(bundle, AUTO, chosen))
+    retrained = draw_bundle(tmp_path / "retrained", seed=7)
+    wider = draw_bundle(tmp_path / "wider", architecture=bundle.spec.trained.model_copy(update={"width": 0.1}))
+    assert digest_of(choice_fields(retrained, AUTO, chosen)) == known
+    assert digest_of(choice_fields(wider, AUTO, chosen)) != known

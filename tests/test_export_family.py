@@ -112,7 +112,14 @@ def agree_on_tiles(path, serve, batch=None):
     agree(export_onnx(serve, path, tile=TILE, dtype="uint8", batch=batch), serve, tiles(TILE, TILE))
 
 
-@pytest.mark.parametrize(("encoder", "variant"), NETWORKS)
+DEEP = {"inception_v4", "inception_resnet_v1", "inception_resnet_v2"}
+"""Encoders whose export takes long: `make test-slow` has them."""
+
+
+@pytest.mark.parametrize(
+    ("encoder", "variant"),
+    [pytest.param(name, how, marks=[pytest.mark.slow] * (name in DEEP)) for name, how in NETWORKS],
+)
 def test_a_network_with_a_unet_agrees_at_an_odd_size(tmp_path, encoder, variant):
     agree_at_an_odd_size(tmp_path / "model.onnx", segmenter(encoder, **variant))
 

@@ -18,7 +18,7 @@ from flows.retrain import NAMES as STATES
 from models.registry import open_registry
 from pipeline.workshop import busy
 
-pytestmark = [pytest.mark.xdist_group("prefect"), pytest.mark.timeout(480)]
+pytestmark = [pytest.mark.xdist_group("loop"), pytest.mark.timeout(480)]
 
 SMALL = {
     "width": 0.1,

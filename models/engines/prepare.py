@@ -2,7 +2,7 @@
 
 What is built lies in the cache in five parts, so that a change redoes only what it touches:
 
-    choice        engines in the order of their measured speed: bundle, target, threads, versions of all of them
+    choice        engines in the order of their measured speed: kind of network, target, threads, versions of all
     graph         what is compiled: bundle, backend, tile, batch, type, and what else it depends on
     reference     answers of the network itself in fp32 on the probes: bundle, tile, type
     calibration   how far the network itself strays at a lower precision
@@ -26,7 +26,7 @@ from models.engines.base import BackendName, EngineRecord, EngineRequest, Precis
 from models.engines.cache import Cache, Entry, digest_of
 from models.engines.device import default_target, device, gpus
 from models.errors import EngineError, UnavailableError
-from models.spec import check_planes
+from models.spec import ModelSpec, check_planes
 
 SETTINGS = {
     "OMP_WAIT_POLICY": "PASSIVE",  # where workers share the cores, threads that spin as they wait cost a factor of six
@@ -45,8 +45,8 @@ def prepare(
 ) -> EngineRecord:
     """The engine for `request`: from the cache, else built, gated and measured.
 
-    `auto` takes the fastest that passes its gate; the speeds are measured once for each bundle and machine. A GPU that
-    no engine can use is left alone where the target is `auto`. `again`: measurements and verdicts are made anew.
+    `auto` takes the fastest that passes its gate; speeds are measured once for each kind of network and machine. A GPU
+    that no engine can use is left alone where the target is `auto`. `again`: measurements and verdicts are made anew.
 
     Raises:
         EngineError: none can be built, or none agrees with the bundle's network; the reasons.
@@ -168,10 +168,13 @@ def label(request: EngineRequest | EngineRecord) -> str:
     return f"{request.backend} {request.precision} {request.streams}"
 
 
+def _race_tile(spec: ModelSpec) -> int:
+    return min(spec.tiles, key=lambda edge: (abs(edge - RACE_TILE), edge))
+
+
 def _race(bundle: Bundle, chosen: list[EngineRequest], cache: Cache) -> dict[str, Any]:
     """The answer of `models.engines.speed.race`."""
-    tile = min(bundle.spec.tiles, key=lambda edge: (abs(edge - RACE_TILE), edge))
-    runners = [asdict(replace(candidate, tile=tile)) for candidate in chosen]
+    runners = [asdict(replace(candidate, tile=_race_tile(bundle.spec))) for candidate in chosen]
     answer = run_child({"job": "race", "requests": runners, **addresses(bundle, cache)})
     for name, reason in answer["out"].items():
         log.info("not compared: %s: %s", name, reason)
@@ -228,19 +231,28 @@ def _parts(bundle: Bundle, request: EngineRequest) -> dict[str, dict[str, object
 
 
 def choice_fields(bundle: Bundle, request: EngineRequest, chosen: list[EngineRequest]) -> dict[str, object]:
-    """What the order of engines by speed depends on; not the tile, nor the pixels' type."""
+    """What the order of engines by speed depends on; not the tile, the pixels' type, nor what a network has learnt."""
     backends = [backend_of(name) for name in sorted({candidate.backend for candidate in chosen})]
     target = chosen[0].target_here
     return {
         "sources": {backend.name: backend.sources() for backend in backends},
         "versions": {backend.name: backend.versions(target) for backend in backends},
         "device": device(target),
-        "bundle": bundle.digest,
+        "network": _shape(bundle),
         "candidates": [label(candidate) for candidate in chosen],
         "threads": request.threads,
         "batch": request.batch,
         "tta": request.tta,
     }
+
+
+def _shape(bundle: Bundle) -> dict[str, object]:
+    """What a network computes, whatever its weights; of an imported one the bundle alone tells."""
+    spec = bundle.spec
+    if spec.imported:
+        return {"bundle": bundle.digest}
+    tiles = {"bands": len(spec.bands), "classes": len(spec.classes), "cell": spec.cell, "tile": _race_tile(spec)}
+    return {**spec.trained.model_dump(mode="json"), **tiles}
 
 
 def graph_fields(bundle: Bundle, request: EngineRequest) -> dict[str, object]:
