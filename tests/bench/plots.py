@@ -37,6 +37,7 @@ def simulation(facts, cases, path):
         right.set_xlabel("tasks a second that the workers ask for")
         right.xaxis.set_major_formatter("{x:g}")
         right.xaxis.set_minor_formatter("")
+        right.set_xlim(left=0.6 * min(cases.values()))
         for name, asked in cases.items():
             right.axvline(asked, color=FAINT, linewidth=1, linestyle=DASHES)
             right.text(asked * 0.97, 0.04, name, rotation=90, ha="right", va="bottom", fontsize=7, color=INK)
