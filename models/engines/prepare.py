@@ -127,7 +127,8 @@ def _backends(request: EngineRequest, target: Target, bundle: Bundle) -> Iterato
 
 def _precisions(backend: Backend, target: Target) -> tuple[Precision, ...]:
     """All of a backend's; processors compute in fp16 slowly, where they do at all, so there it must be asked for."""
-    return tuple(precision for precision in backend.precisions if target == "cuda" or precision != "fp16")
+    slow = {"fp16"} if target == "cpu" and "cpu" in backend.targets else set()
+    return tuple(precision for precision in backend.precisions if precision not in slow)
 
 
 def _streams(request: EngineRequest) -> tuple[int, ...]:
