@@ -498,9 +498,8 @@ def test_what_is_missing_today_is_not_remembered(bundle, cache, monkeypatch):
     assert prepare(bundle.path, wanted, cache).planes == ("confidence", "labels")
 
 
-@pytest.mark.parametrize(
-    "backend", ["openvino", *(pytest.param(b, marks=pytest.mark.slow) for b in ("torch", "onnxruntime"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["openvino", "torch", "onnxruntime"])
 def test_augmentation_and_probabilities_pass_the_gate(bundle, cache, backend):
     planes = ("labels", "probability-c2", "confidence")
     record = prepare(bundle.path, replace(REQUEST, backend=backend, batch=1, tta=True, planes=planes), cache)
