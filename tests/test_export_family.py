@@ -112,7 +112,7 @@ def agree_on_tiles(path, serve, batch=None):
     agree(export_onnx(serve, path, tile=TILE, dtype="uint8", batch=batch), serve, tiles(TILE, TILE))
 
 
-DEEP = {"inception_v4", "inception_resnet_v1", "inception_resnet_v2"}
+DEEP = {"inception_v2_factorized", "inception_v3", "inception_v4", "inception_resnet_v1", "inception_resnet_v2"}
 """Encoders whose export takes long: `make test-slow` has them."""
 
 
