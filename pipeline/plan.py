@@ -301,11 +301,17 @@ def make_plan(
 
 
 def _task_blocks(grid: TileGrid, block: int, engine: EngineRecord, workers: int) -> int:
-    """Blocks that one worker finishes in about `TASK_SECONDS`, and few enough that every worker gets several tasks."""
-    seconds = (block / grid.core) ** 2 * engine.seconds_per_tile
+    """Blocks that one worker finishes in about `TASK_SECONDS`, and few enough that every worker gets several tasks.
+
+    At the end of a task the engine runs dry: so a task's tiles fill its streams evenly, even where tasks are then few.
+    """
+    tiles = (block // grid.core) ** 2
+    seconds = tiles * engine.seconds_per_tile
     by_time = min(round(TASK_SECONDS / seconds), MOST_BLOCKS) if seconds > 0 else 16
     blocks = -(-grid.height // block) * -(-grid.width // block)
-    return max(1, min(by_time, blocks // (4 * workers)))
+    even = math.lcm(tiles, engine.streams * engine.batch) // tiles
+    wanted = min(by_time, blocks // (4 * workers)) // even * even
+    return max(1, min(max(wanted, even), blocks // (2 * workers)))
 
 
 def _costs(

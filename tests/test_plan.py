@@ -236,3 +236,19 @@ def test_a_task_takes_some_seconds_and_every_worker_gets_several(tmp_path, secon
     engine = replace(ENGINE, seconds_per_tile=seconds)
     assert _task_blocks(grid, 64, engine, workers=1) == blocks
     assert _task_blocks(grid, 64, engine, workers=64) == 1
+
+
+@pytest.mark.parametrize(
+    ("streams", "batch", "core", "blocks"),
+    [
+        pytest.param(1, 1, 64, 1, id="one stream: more tasks"),
+        pytest.param(2, 1, 64, 2, id="two streams want two tiles"),
+        pytest.param(2, 1, 32, 1, id="a block holds four"),
+        pytest.param(1, 8, 32, 2, id="two blocks fill a batch"),
+        pytest.param(2, 32, 32, 8, id="but each worker gets two tasks"),
+    ],
+)
+def test_a_task_fills_the_engine_s_streams_evenly(streams, batch, core, blocks):
+    engine = replace(ENGINE, seconds_per_tile=20.0 * (core / 64) ** 2, streams=streams, batch=batch)
+    grid = TileGrid(64 * 4, 64 * 4, core + 64, 32, 32)
+    assert _task_blocks(grid, 64, engine, workers=1) == blocks
