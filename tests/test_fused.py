@@ -89,7 +89,8 @@ def test_the_operations_keep_the_contract_of_pytorch():
 @needs_gpu
 @pytest.mark.gpu
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-4), (torch.float16, 2e-2), (torch.bfloat16, 1e-1)])
-def test_cudnn_computes_what_pytorch_does(dtype, close):
+def test_cudnn_computes_what_pytorch_does(monkeypatch, dtype, close):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     exact = operands(dtype=torch.float64)
     x, weight, bias, shortcut = operands("cuda", dtype)
     found = conv_relu(x, weight, bias, [2, 2], [1, 1]).cpu().double()

@@ -59,6 +59,9 @@ OPTIONS: Mapping[Target, Mapping[str, Any]] = {
 }
 """Of Inductor. CUDA graphs are the ring's own, one a slot."""
 
+NEWER = frozenset({"aot_inductor.enable_line_tables"})
+"""Options that PyTorch before 2.13 does not have, and does without."""
+
 VARIANTS: Mapping[str, tuple[Rewrite, ...]] = {"plain": (), "fused": (fuse_relus,)}
 """What is compiled for a GPU and compared, by name: rewrites after those of every compiled graph."""
 
@@ -76,6 +79,8 @@ def unavailable(target: Target, precision: Precision) -> str | None:
         return reason
     if target == "cuda" and find_spec("triton") is None:
         return "Inductor writes its kernels in Triton, which is not installed: pip install triton"
+    if target == "cuda" and _cuda_home() is None:
+        return "Inductor needs CUDA's headers: install the CUDA toolkit, or name its folder in CUDA_HOME"
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
@@ -116,6 +121,8 @@ def workshop(path: Path) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(mode=0o700)
         places = {"TORCHINDUCTOR_CACHE_DIR": str(path / "code"), "TRITON_CACHE_DIR": str(path / "triton")}
+        if torch.cuda.is_available() and (toolkit := _cuda_home()):
+            places["CUDA_HOME"] = toolkit  # named there alone, its folder of stubs is looked into for libcuda
         before = {name: os.environ.get(name) for name in places}
         os.environ.update(places)
         torch._inductor.utils.clear_caches()  # noqa: SLF001 - what is compiled now shall lie here
@@ -124,7 +131,7 @@ def workshop(path: Path) -> Iterator[Path]:
         finally:
             for name, value in before.items():
                 os.environ.pop(name) if value is None else os.environ.update({name: value})
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)  # a compiler that was given up may still write
 
 
 def load(record: EngineRecord, bundle: Bundle, folder: Path | None) -> Engine:
@@ -137,6 +144,7 @@ def load(record: EngineRecord, bundle: Bundle, folder: Path | None) -> Engine:
     if record.target == "cuda":
         repeat_exactly()
         with device_errors("the compiled network cannot be loaded onto the GPU"):
+            torch.cuda.empty_cache()  # native code takes its weights' memory past PyTorch, which may keep some
             predictor = opened(folder / PACKAGE)
         return on_device(record, bundle, predictor, Cuda())
     library = folder / LIBRARY
@@ -165,12 +173,14 @@ def package_graph(graph: nn.Module, inputs: Inputs, package: Path, options: Mapp
     Raises:
         EngineError: Inductor cannot; the last line of what it says.
     """
-    from torch._inductor import aoti_compile_and_package
+    from torch._inductor import aoti_compile_and_package, config
 
+    known = config.get_config_copy()
+    chosen = {name: value for name, value in options.items() if name in known or name not in NEWER}
     try:
         with torch.no_grad():
             program = torch.export.export(graph, inputs)
-            aoti_compile_and_package(program, package_path=str(package), inductor_configs=dict(options))
+            aoti_compile_and_package(program, package_path=str(package), inductor_configs=chosen)
     except Exception as error:  # tracing, compilers and assertions have exceptions of many kinds
         last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise EngineError(f"Inductor cannot compile the network: {last}") from error
@@ -224,6 +234,13 @@ def opened(package: Path) -> Any:
     from torch._inductor import aoti_load_package
 
     return aoti_load_package(str(package), run_single_threaded=True)  # its locks would not survive a recording
+
+
+def _cuda_home() -> str | None:
+    """The folder of the CUDA toolkit, as PyTorch finds it."""
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    return CUDA_HOME
 
 
 def _seconds(package: Path, inputs: Any, device: Device) -> float:

@@ -32,7 +32,7 @@ SLOTS = 3
 WARM_UP = 3
 """Runs before a computation is recorded, in which libraries choose their kernels and take their memory."""
 
-LACKING = ("out of memory", "allocate memory")
+LACKING = ("out of memory", "allocate memory", "ALLOC_FAILED")
 """In what PyTorch says where memory ran out."""
 
 Work = Callable[[], None]
@@ -64,10 +64,11 @@ class Stream(Protocol):
         """Do what is enqueued from now on after `event` of another stream; return at once."""
         ...
 
-    def graphed(self, work: Work) -> Work:
+    def graphed(self, work: Work, warm_up: int = WARM_UP) -> Work:
         """`work`, to be enqueued again and again on the same buffers, in the form that costs the host least.
 
-        What `work` holds lives as long as the stream.
+        Before, it is run `warm_up` times: none where the same was done on other buffers. What it holds lives as long
+        as the stream.
         """
         ...
 
@@ -313,18 +314,24 @@ class CudaStream:
         """Hold up what is enqueued from now on."""
         self._stream.wait_event(event)
 
-    def graphed(self, work: Work) -> Work:
+    def graphed(self, work: Work, warm_up: int = WARM_UP) -> Work:
         """A CUDA graph of `work`, replayed by one call: hundreds of launches take the host milliseconds otherwise.
 
         The graphs of a stream run one after the other and keep nothing between two runs: they share their memory.
         """
-        for _ in range(WARM_UP):
+        for _ in range(warm_up):
             self.enqueue(work)
         self._stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
+        graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._stream.device)
         pool = self._graphs[0][0].pool() if self._graphs else None
-        with torch.cuda.graph(graph, pool, self._stream):
-            work()
+        try:
+            # What other threads do meanwhile, such as freeing an older engine's memory, is none of its business.
+            with torch.cuda.graph(graph, pool, self._stream, capture_error_mode="thread_local"):
+                work()
+        except RuntimeError as error:
+            torch.cuda.set_stream(before)  # PyTorch does not leave the stream of a recording that failed
+            cause = error.__context__
+            raise (cause if isinstance(cause, RuntimeError) else error) from None  # which says what ended it
         self._graphs.append((graph, work))
         return graph.replay
 
@@ -383,8 +390,9 @@ class ThreadStream:
         """Let the thread wait."""
         self.enqueue(event.synchronize)
 
-    def graphed(self, work: Work) -> Work:
+    def graphed(self, work: Work, warm_up: int = WARM_UP) -> Work:
         """`work` as it is."""
+        del warm_up
         return work
 
     def _run(self, work: Work) -> None:

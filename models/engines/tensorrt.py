@@ -134,7 +134,10 @@ def load(record: EngineRecord, bundle: Bundle, folder: Path | None) -> RingEngin
     torch.cuda.empty_cache()  # what PyTorch keeps of an engine before this one is lacking to TensorRT
     told = logger(trt.ILogger)
     del told.errors[:]
-    runtime = trt.Runtime(told)
+    try:
+        runtime = trt.Runtime(told)
+    except TypeError as error:  # its constructor's way of saying that it gave nothing
+        raise EngineError(f"TensorRT cannot start: {sentence(told.errors)}") from error
     runtime.engine_host_code_allowed = False
     engine = runtime.deserialize_cuda_engine((folder / PLAN).read_bytes())
     if engine is None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from models.bundle import Bundle
 from models.engines.base import Batch, Engine, EngineRecord, Planes, Precision, Target
 from models.engines.meter import Meter
-from models.engines.ring import Cuda, Device, Slot, Stream, Work, device_errors
+from models.engines.ring import WARM_UP, Cuda, Device, Slot, Stream, Work, device_errors
 from models.engines.ringed import RingEngine
 from models.engines.slots import overlapped, padded, slots_of
 from models.serve import EAGER, Serve, served
@@ -99,11 +99,12 @@ def load(record: EngineRecord, bundle: Bundle, folder: Path | None) -> Engine:
 def on_device(record: EngineRecord, bundle: Bundle, predictor: Predictor, device: Device) -> RingEngine:
     """An engine that runs `predictor`, which lies on `device` and takes `signed` pixels, in a ring.
 
-    What a GPU computes for a slot is recorded once and replayed.
+    What a GPU computes for a slot is recorded once and replayed. The first slot warms up for all: what runs beside a
+    recording has memory of its own, as much again.
     """
 
     def program(slot: Slot, stream: Stream) -> Work:
-        return stream.graphed(computing(predictor, slot))
+        return stream.graphed(computing(predictor, slot), 0 if slot.index else WARM_UP)
 
     planes = record.planes or bundle.spec.planes
     return RingEngine(record, len(bundle.spec.bands), len(planes), device, program, signed)

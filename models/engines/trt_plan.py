@@ -54,7 +54,10 @@ class Plans:
             EngineError: TensorRT refuses the graph or the shapes, or a convolution has another type; its own words.
         """
         del self._log.errors[:]
-        builder = self._trt.Builder(self._log)
+        try:
+            builder = self._trt.Builder(self._log)
+        except TypeError as error:  # its constructor's way of saying that it gave nothing
+            raise EngineError(f"TensorRT cannot start: {self._said()}") from error
         network = self.parsed(builder, model)
         check_precision(census(network), precision)
         config = self._configured(builder, precision, level, workspace)
@@ -87,7 +90,7 @@ class Plans:
             config.clear_flag(self._trt.BuilderFlag.TF32)  # which has the mantissa of fp16
         if self._timings is not None:
             known = config.create_timing_cache(remembered(self._timings))
-            if not config.set_timing_cache(known, False):
+            if known is None or not config.set_timing_cache(known, False):
                 log.info("%s is of another GPU or version: kernels are timed anew", self._timings)
                 config.set_timing_cache(config.create_timing_cache(b""), False)
         return config

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 
@@ -88,9 +88,16 @@ def machine():
         "cores": resources.cores(),
         "memory_gib": round(resources.total_memory() / 2**30),
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        "versions": {name: version(name) for name in ("numpy", "zarr", "rasterio", "torch", "openvino")},
+        "versions": {name: _version(name) for name in ("numpy", "zarr", "rasterio", "torch", "openvino")},
         "load_before": round(os.getloadavg()[0], 1),
     }
+
+
+def _version(name):
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def record(name, facts, headline=()):

@@ -237,6 +237,7 @@ def stages(bench):
 
 def _profile(work, device, most=10):
     """Rows of the slowest operators of one call."""
+    from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
@@ -245,7 +246,9 @@ def _profile(work, device, most=10):
         if device == "cuda":
             torch.cuda.synchronize()
     name = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
-    found = sorted(profiler.key_averages(), key=lambda one: -getattr(one, name))
+    # A kernel stands there twice: under the operator that launched it, and by itself.
+    operators = (one for one in profiler.key_averages() if one.device_type == DeviceType.CPU)
+    found = sorted(operators, key=lambda one: -getattr(one, name))
     total = sum(getattr(one, name) for one in found) or 1
     times = ((one, getattr(one, name)) for one in found[:most])
     return [
