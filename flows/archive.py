@@ -21,6 +21,7 @@ from flows.artifacts import ProgressBar, escape, picture, plain, slug
 from flows.parameters import Options, address
 from flows.progress import LoggedProgress
 from flows.segment import GRACE, STOPPED
+from flows.show import bottleneck
 from pipeline.archive import Trust
 from pipeline.executors import make_executor
 from pipeline.housekeeping import make_folder
@@ -80,6 +81,7 @@ def segment_scenes(request: ArchiveRequest, options: Options, key: str) -> list[
     Ends as Cancelled after SIGTERM, with every finished block on record.
     """
     watcher, out = Watcher(key, request.archive), request.pattern.out
+    found: dict[str, Any] | None = None
 
     def waiting() -> None:
         watcher.logger.info("waiting for another run that writes into %s", out)
@@ -88,12 +90,12 @@ def segment_scenes(request: ArchiveRequest, options: Options, key: str) -> list[
         target = request.pattern.target
         workers = make_executor(options.workers, options.scheduler, out, isolated=True, target=target)
         with alone(out, waiting), workers as executor, draining(GRACE):
-            segment_all(request, executor, watcher)
+            found = segment_all(request, executor, watcher).bottleneck
         watcher.bar(1.0, last=True)
     except (Stopped, TerminationSignal):  # Prefect's own comes after ours, or while we wait
         return Cancelled(message=STOPPED)  # type: ignore[return-value]  # becomes the state of the task run
     finally:
-        show(key, request, watcher.results)
+        show(key, request, watcher.results, found)
     return watcher.results
 
 
@@ -187,11 +189,13 @@ def counts(results: Sequence[SceneResult]) -> str:
     return f"{len(results)} scenes: {each}"
 
 
-def show(key: str, request: ArchiveRequest, results: Sequence[SceneResult]) -> None:
-    """The table of scenes, and the page with the counts, the failures and some previews."""
+def show(
+    key: str, request: ArchiveRequest, results: Sequence[SceneResult], found: dict[str, Any] | None = None
+) -> None:
+    """The table of scenes, and the page with the counts, the bottleneck, the failures and some previews."""
     title = f"{plain(request.archive)}: {counts(results)}"
     create_table_artifact(key=f"{key}-scenes", table=rows(results), description=title)
-    create_markdown_artifact(key=key, markdown=page(request, results), description=title)
+    create_markdown_artifact(key=key, markdown=page(request, results, found), description=title)
 
 
 def rows(results: Sequence[SceneResult]) -> list[dict[str, Any]]:
@@ -209,15 +213,16 @@ def rows(results: Sequence[SceneResult]) -> list[dict[str, Any]]:
     ]
 
 
-def page(request: ArchiveRequest, results: Sequence[SceneResult]) -> str:
-    """The summary of a run as Markdown."""
+def page(request: ArchiveRequest, results: Sequence[SceneResult], found: dict[str, Any] | None = None) -> str:
+    """The summary of a run as Markdown; `found` is what held it up."""
     failed = [result for result in results if result.status == "failed"]
     done = [result for result in results if result.status == "done"]
     pixels, seconds = sum(result.megapixels for result in done), sum(result.seconds for result in done)
     lines = [f"# {escape(request.archive)}", "", f"**{counts(results)}**", ""]
     if done:
         lines += [f"{pixels:,.1f} Mpx in {seconds:,.1f} s of work on scenes.", ""]
-    lines += [f"Results: {escape(request.pattern.out)}", ""]
+    lines += [f"- **{escape(label)}**: {escape(value)}" for label, value in bottleneck(found)]
+    lines += ["", f"Results: {escape(request.pattern.out)}", ""]
     if failed:
         lines += ["## Failed", ""]  # no table: its cells do not wrap
         lines += [f"- **{escape(result.name)}**: {escape(reason(result))}" for result in failed[:ROWS]]

@@ -236,10 +236,10 @@ def _segment_archive(night: "ArchiveRequest", executor: "Executor", *, as_json: 
 
     lines = SceneLines(night.pattern.out, as_json=as_json)
     with scene_bar(lines, night.archive) as listen:
-        segment_archive(night, executor, listen)
+        report = segment_archive(night, executor, listen)
     if not lines.results:
         raise UsageError(_empty(night))
-    show_results(lines)
+    show_results(lines, report.bottleneck)
     if lines.failed:
         raise typer.Exit(1)
 

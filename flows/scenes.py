@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flows.show import complain, err, out
+from flows.show import bottleneck, complain, err, out, rows
 from pipeline.nightly import SceneResult
 from pipeline.outputs import RUN
 from pipeline.schedule import Progress
@@ -88,8 +88,10 @@ def scene_table(results: list[SceneResult]) -> Any:
     return table
 
 
-def show_results(lines: SceneLines) -> None:
-    """The final table, for people."""
+def show_results(lines: SceneLines, found: dict[str, Any] | None) -> None:
+    """The final table and what held the run up, for people."""
     if not lines.as_json and any(result.status != "unchanged" for result in lines.results):
         out.print(scene_table(lines.results))
+    if not lines.as_json and found:
+        out.print(rows(bottleneck(found)))
     lines.close()

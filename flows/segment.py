@@ -19,7 +19,7 @@ from flows.artifacts import escape, picture, plain, table
 from flows.options import named
 from flows.parameters import Options
 from flows.progress import LoggedProgress
-from flows.show import area
+from flows.show import area, bottleneck
 from pipeline.archive import scene_name
 from pipeline.errors import IncompleteError, WidefieldError
 from pipeline.executors import make_executor
@@ -94,7 +94,7 @@ def segment_scene(
 
 
 def page(facts: dict[str, Any], folder: Path) -> str:
-    """A result as Markdown: classes, coverage, speed, and the preview."""
+    """A result as Markdown: classes, coverage, speed, what held the run up, and the preview."""
     coverage, seconds = facts["coverage"], facts["speed"]["seconds"]
     phases = ", ".join(f"{phase} {value:.1f} s" for phase, value in seconds.items())
     engine = f"{facts['engine']['backend']} {facts['engine']['precision']}"
@@ -105,6 +105,8 @@ def page(facts: dict[str, Any], folder: Path) -> str:
         *table(("class", "share", "area"), classes),
         "",
         f"Valid pixels {coverage['valid']:,}, classified {coverage['classified']:,}. {phases}. Engine {engine}.",
+        "",
+        *(f"- **{escape(label)}**: {escape(value)}" for label, value in bottleneck(facts.get("bottleneck"))),
         "",
         f"Files: {escape(folder)}",
         "",

@@ -70,7 +70,7 @@ def summary(facts: dict[str, Any], folder: Path) -> Table:
     table.add_row("engine", made_by)
     for phase, value in _speeds(facts["speed"]):
         table.add_row(phase, value)
-    for label, value in _bottleneck(facts.get("bottleneck")):
+    for label, value in bottleneck(facts.get("bottleneck")):
         table.add_row(label, value)
     peak, planned = memory["peak_bytes"] / 1e9, memory["planned_bytes"] / 1e9
     table.add_row("memory", f"{peak:.2f} GB of {planned:.2f} GB planned")
@@ -89,8 +89,8 @@ def _speeds(speed: dict[str, Any]) -> list[tuple[str, str]]:
     return lines
 
 
-def _bottleneck(found: dict[str, Any] | None) -> list[tuple[str, str]]:
-    """Where the time went and what would help; nothing of runs that did not measure it."""
+def bottleneck(found: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """Where the time went and what would help, as (label, value); nothing of runs that did not measure it."""
     if found is None:
         return []
     seconds = found["seconds"]
@@ -100,10 +100,22 @@ def _bottleneck(found: dict[str, Any] | None) -> list[tuple[str, str]]:
     workers = "" if found["workers"] == 1 else f" in each of {found['workers']} workers"
     most = f"up to {found['readers']} and {found['writers']} threads{workers}"
     return [
+        *_shared(found),
         ("engine's time", f"{engine}; {waited}"),
         ("beside it", f"{threads}, by {most}"),
         (f"limit: {found['limit']}", found["advice"]),
     ]
+
+
+def _shared(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """What scenes share that were done together: older versions did not measure it."""
+    if found.get("together", 1) == 1:
+        return []
+    speed = f"{found['together']} scenes in {found['wall']:.1f} s, {found['megapixels_per_second']:.2f} Mpx/s"
+    parts = {"open": "opening", "start": "engine start", "stage": "copying", "publish": "publishing", "idle": "idle"}
+    seconds = ((name, found["seconds"][part]) for part, name in parts.items())
+    others = (f"{name} {value:.1f} s" for name, value in seconds if value >= 0.05)
+    return [("together", ", ".join((speed, *others)))]
 
 
 def score_table(result: dict[str, Any]) -> Table:

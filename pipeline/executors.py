@@ -72,6 +72,10 @@ class Executor(Protocol):
     runs: int
     """How many calls of `run` may be under way at the same time, each in a thread of its own."""
 
+    @property
+    def engines(self) -> int:
+        """Workers that have an engine once there is enough to do: those with a GPU, where some have one."""
+
     def run(self, function: Callable[[Any], Any], tasks: Iterator[Any | None], run: str) -> Results:
         """Outcomes as tasks complete, in any order; `run` names the output that the tasks belong to.
 
@@ -95,6 +99,7 @@ class SerialExecutor:
     workers: int = 1
     memory: int | None = None
     runs: int = 1
+    engines: int = 1
 
     def at(self, priority: int) -> Self:
         """There is no order to change."""
@@ -146,8 +151,13 @@ class DaskExecutor:
     runs: int = 3
     _stack: list[Any] = field(default_factory=list)
     _gate: Gate = field(default_factory=Gate)
-    _some_have_gpus: bool = False
-    """Whether a worker offers the resource `GPU`; without one, all tasks go anywhere."""
+    _with_gpu: int = 0
+    """Workers that offer the resource `GPU`; without one, all tasks go anywhere."""
+
+    @property
+    def engines(self) -> int:
+        """See `Executor.engines`."""
+        return self._with_gpu or self.workers
 
     def at(self, priority: int) -> Self:
         """The same cluster, with this priority for what is submitted."""
@@ -194,7 +204,7 @@ class DaskExecutor:
         from distributed import LocalCluster
 
         self.workers = max(self.workers, len(self.gpus))
-        self._some_have_gpus = bool(self.gpus)
+        self._with_gpu = len(self.gpus)
         memory = resources.total_memory() // self.workers
         # One retry for a task whose worker died; comfortable for the innocent, quick for the guilty.
         dask.config.set(
@@ -234,7 +244,7 @@ class DaskExecutor:
             raise OutputError(f"the scheduler at {self.scheduler} has no workers: start some with `dask worker`")
         self.workers = len(addresses)
         self.memory = min((worker["memory_limit"] for worker in addresses.values()), default=0) or None
-        self._some_have_gpus = any(worker["resources"].get(GPU) for worker in addresses.values())
+        self._with_gpu = sum(bool(worker["resources"].get(GPU)) for worker in addresses.values())
         if self.shared is None:
             return
         token, path = uuid.uuid4().hex, self.shared / f".token-{uuid.uuid4().hex}"
@@ -286,7 +296,7 @@ class DaskExecutor:
     def _submit(self, client: Any, function: Callable[[Any], Any], tasks: list[Any], run: str) -> dict[Any, Any]:
         """Tasks by the futures of their results; those that need a GPU go to the workers that have one."""
         submitted: dict[Any, Any] = {}
-        for needs_gpu, alike in _by_need(tasks) if self._some_have_gpus else ((False, tasks),):
+        for needs_gpu, alike in _by_need(tasks) if self._with_gpu else ((False, tasks),):
             keys = [f"widefield-{run}-{task.name}-{uuid.uuid4().hex[:8]}" for task in alike]
             wanted = {GPU: 1} if needs_gpu else None
             futures = client.map(function, alike, key=keys, pure=False, priority=self.priority, resources=wanted)

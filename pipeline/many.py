@@ -23,6 +23,7 @@ from pipeline import resources, stop
 from pipeline.disk import Disk
 from pipeline.errors import OutputError, UsageError
 from pipeline.executors import Executor, Outcome
+from pipeline.report import Effort
 from pipeline.schedule import Progress
 from pipeline.segment import SegmentRequest, segment_scene
 from pipeline.together import GroupReport, GroupTask, SceneResult, line, perform_group
@@ -34,6 +35,7 @@ GROUP = 64
 """Most scenes of one group."""
 
 ArchiveListener = Callable[[Progress | SceneResult], None]
+_Event = Progress | SceneResult | SegmentRequest | Effort
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,11 @@ class ManyScenes:
     def __init__(self, executor: Executor, listen: ArchiveListener, total: int) -> None:
         self.executor, self.listen, self.total = executor, listen, total
         self.results: list[SceneResult] = []
+        self.effort = Effort(together=0, places=executor.workers)
+        """What the tasks took so far."""
         self._disk = Disk()
         self._jobs: deque[Callable[[], None]] = deque()
-        self._events: queue.SimpleQueue[Progress | SceneResult | SegmentRequest] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
         """What the jobs have to tell; a request is a scene that turned out to be large."""
 
     def settle(self, result: SceneResult) -> None:
@@ -100,7 +104,7 @@ class ManyScenes:
                     future.result()
         self._pump()
 
-    def _tell(self, event: Progress | SceneResult | SegmentRequest) -> None:
+    def _tell(self, event: _Event) -> None:
         self._events.put(event)
         if self.executor.runs == 1:
             self._pump()
@@ -112,6 +116,8 @@ class ManyScenes:
                     self.settle(result)
                 case Progress() as progress:
                     self.listen(progress)
+                case Effort() as effort:
+                    self.effort.join(effort)
                 case SegmentRequest() as request:
                     self._jobs.append(self._scene(request, -self.total))
 
@@ -124,6 +130,8 @@ class ManyScenes:
             groups = _Groups(requests, self.executor, folder)
             with closing(self.executor.run(perform_group, groups, name)) as outcomes:
                 for outcome in outcomes:
+                    if outcome.error is None:
+                        self._tell(outcome.value.effort)
                     for event in groups.finish(outcome):
                         self._tell(event)
 
@@ -132,18 +140,21 @@ class ManyScenes:
 
     def _segment(self, request: SegmentRequest, executor: Executor) -> SceneResult:
         start, path = time.perf_counter(), request.scene.path
+        effort = Effort(places=executor.workers)
 
         def listen(event: Progress) -> None:
             self._tell(replace(event, scene=request.name))
 
         try:
-            facts = segment_scene(request, executor, listen, self._disk)
+            facts = segment_scene(request, executor, listen, self._disk, effort)
         except stop.Stopped:
             raise
         except Exception as error:  # one bad scene never stops an archive, whatever it raises
             if isinstance(error, UsageError) and not isinstance(error, OutputError):
                 raise
             return SceneResult(request.name, path, "failed", line(error), time.perf_counter() - start)
+        finally:
+            self._tell(effort)
         status: Literal["done", "unchanged"] = "unchanged" if facts.get("unchanged") else "done"
         megapixels = facts["coverage"]["pixels"] / 1e6
         return SceneResult(request.name, path, status, None, time.perf_counter() - start, megapixels)

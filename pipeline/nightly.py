@@ -6,6 +6,7 @@ for new scenes, unless a backfill is asked for.
 """
 
 import json
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,6 +16,7 @@ from typing import Any
 
 from models.bundle import open_bundle
 from pipeline.archive import Entry, Trust, list_archive
+from pipeline.bottleneck import Spent
 from pipeline.executors import Executor
 from pipeline.many import ArchiveListener, ManyScenes, Wanted
 from pipeline.outputs import ITEM, RUN
@@ -28,7 +30,8 @@ from pipeline.verify import MASK_TIF, verify
 
 __all__ = ["ArchiveReport", "ArchiveRequest", "SceneResult", "pending", "segment_archive", "survey"]
 
-SCHEMA = 1
+SCHEMA = 2
+"""2: what held the run up."""
 REPORT = "archive.json"
 """Name of the report, in the folder of outputs."""
 
@@ -66,6 +69,8 @@ class ArchiveReport:
     """In the order of their names."""
     match: str | None = None
     """Glob of the scenes that were looked at; None: all of the archive."""
+    bottleneck: dict[str, Any] | None = None
+    """What held this run up, over all its scenes (see `pipeline.bottleneck`); None if nothing was segmented."""
 
     @property
     def failed(self) -> tuple[SceneResult, ...]:
@@ -95,7 +100,7 @@ def segment_archive(
     Raises:
         UsageError: the archive, the bundle or the folder of outputs is unusable: nothing was started.
     """
-    started = _now()
+    started, began = _now(), time.perf_counter()
     pattern = request.pattern  # workers of a foreign cluster have working folders of their own
     pattern = replace(pattern, out=pattern.out.absolute(), bundle=pattern.bundle.absolute())
     request = replace(request, pattern=pattern)
@@ -105,7 +110,8 @@ def segment_archive(
     for result in settled:
         scenes.settle(result)
     scenes.work([Wanted(request.of(entry), entry.size) for entry in waiting], request.pattern.out)
-    return _report(request, started, scenes.results)
+    spent = scenes.effort.spent(time.perf_counter() - began, None, places=executor.engines)
+    return _report(request, started, scenes.results, spent)
 
 
 def pending(request: ArchiveRequest) -> list[Entry]:
@@ -151,9 +157,12 @@ def _is_done(request: ArchiveRequest, entry: Entry, bundle: str) -> bool:
     return not (request.check and verify(folder).problems)
 
 
-def _report(request: ArchiveRequest, started: str, results: Sequence[SceneResult]) -> ArchiveReport:
+def _report(
+    request: ArchiveRequest, started: str, results: Sequence[SceneResult], spent: Spent | None
+) -> ArchiveReport:
     ordered = tuple(sorted(results, key=lambda result: result.name))
-    report = ArchiveReport(request.archive, started, _now(), ordered, request.match)
+    found = spent.to_json() if spent else None
+    report = ArchiveReport(request.archive, started, _now(), ordered, request.match, found)
     out: Path = request.pattern.out
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / REPORT, json.dumps(report.to_json(), indent=1) + "\n")

@@ -2,6 +2,7 @@
 
 import json
 import platform
+from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,14 +18,16 @@ from pipeline.scene import SceneAddress
 from pipeline.statistics import area_totals, class_totals, confidence_totals
 from pipeline.worker import TaskReport
 
-SCHEMA = 2
-"""2: what held the run up, and the tiles that were empty."""
+SCHEMA = 3
+"""2: what held the run up, and the tiles that were empty. 3: of scenes that went through an engine together, too."""
 
 
 @dataclass
 class Effort:
     """What the tasks of a run took together."""
 
+    together: int = 1
+    """Scenes whose tasks they are."""
     pixels: int = 0
     """Scene pixels that were segmented."""
     stages: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("read", "wait", "write"), 0.0))
@@ -37,8 +40,10 @@ class Effort:
     """What the engines did with their time."""
     start: float = 0.0
     """Seconds that loading engines took."""
-    staging: dict[str, float] = field(default_factory=dict)
-    """Seconds that copying the scene took, by the process that did it."""
+    others: defaultdict[tuple[str, str], float] = field(default_factory=lambda: defaultdict(float))
+    """Seconds of what else was done (see `TaskReport.kind`), by what it was and the process that did it."""
+    staged: bool = False
+    """Whether blocks were read from image.zarr."""
     readers: int = 0
     """Most threads of a worker that read blocks."""
     writers: int = 0
@@ -59,17 +64,68 @@ class Effort:
         self.engine += report.engine
         self.start += report.start
         self.readers, self.writers = max(self.readers, report.readers), max(self.writers, report.writers)
-        if report.kind == "stage":
-            self.staging[report.worker] = self.staging.get(report.worker, 0.0) + report.seconds
-        if report.kind == "segment" and report.worker:
+        if report.kind != "segment":
+            self.others[report.kind, report.worker] += report.seconds
+        elif report.worker:
             self.workers.add(report.worker)
         for record in report.records:
             self.pixels += record.window.pixels
             for stage in self.stages:
                 self.stages[stage] += record.seconds.get(stage, 0.0)
         if report.records:
-            known = self.outside_seconds is not None and report.outside_seconds is not None
-            self.outside_seconds = (self.outside_seconds or 0.0) + (report.outside_seconds or 0.0) if known else None
+            self.outside_seconds = _sum(self.outside_seconds, report.outside_seconds)
+
+    def join(self, other: "Effort") -> None:
+        """Count in what the tasks of other scenes took."""
+        self.together += other.together if other.workers else 0
+        self.pixels += other.pixels
+        for stage in self.stages:
+            self.stages[stage] += other.stages[stage]
+        self.outside_seconds = _sum(self.outside_seconds, other.outside_seconds)
+        self.peak_bytes = max(self.peak_bytes, other.peak_bytes)
+        self.engine += other.engine
+        self.start += other.start
+        for key, seconds in other.others.items():
+            self.others[key] += seconds
+        self.staged |= other.staged
+        self.readers, self.writers = max(self.readers, other.readers), max(self.writers, other.writers)
+        self.workers |= other.workers
+
+    def spent(self, segment: float, publish: float | None, places: int = 0) -> Spent | None:
+        """Where `segment` seconds went, and then `publish` for the files; that is None where they were written
+        meanwhile. None if no engine had anything to do.
+
+        `places` for engines there were at least, maybe idle ones. What a process did that has never segmented is
+        not counted.
+        """
+        if not self.engine.total:
+            return None
+        return Spent(
+            segment=segment,
+            publish=publish or 0.0,
+            workers=max(self.engines, places),
+            engine=self.engine,
+            start=self.start,
+            staging=self._other("stage"),
+            read=self.stages["read"],
+            write=self.stages["write"],
+            pixels=self.pixels,
+            readers=self.readers,
+            writers=self.writers,
+            staged=self.staged,
+            opening=self._other("open"),
+            publishing=self._other("publish") if publish is None else 0.0,
+            together=self.together,
+        )
+
+    def _other(self, kind: str) -> float:
+        return sum(
+            seconds for (what, worker), seconds in self.others.items() if what == kind and worker in self.workers
+        )
+
+
+def _sum(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one + other
 
 
 def facts(
@@ -84,8 +140,10 @@ def facts(
     """Everything that a reader of the result may ask.
 
     `seconds` holds wall time by phase of this run; `resumed` counts the blocks that earlier runs had recorded; `wanted`
-    is the scene as it was asked for, before the plan chose its bands.
+    is the scene as it was asked for, before the plan chose its bands. Of small scenes that went through an engine
+    together, `effort` and `seconds` are those of all of them, and so is what is told of speed and the bottleneck.
     """
+    spent = effort.spent(seconds["segment"], seconds["publish"])
     return {
         "schema": SCHEMA,
         "key": plan.key,
@@ -127,7 +185,7 @@ def facts(
         "confidence_histogram": confidence_totals(records),
         "blocks": {"total": len(records), "resumed": resumed, "done": len(records) - resumed},
         "speed": _speed(plan, effort, seconds),
-        "bottleneck": _bottleneck(plan, effort, seconds),
+        "bottleneck": spent.to_json() if spent else None,
         "memory": {
             "planned_bytes": plan.costs.peak_bytes,
             "peak_bytes": effort.peak_bytes,
@@ -183,24 +241,3 @@ def _speed(plan: Plan, effort: Effort, seconds: Mapping[str, float]) -> dict[str
             1e3 * effort.outside_seconds / megapixels if megapixels and effort.outside_seconds is not None else None
         ),
     }
-
-
-def _bottleneck(plan: Plan, effort: Effort, seconds: Mapping[str, float]) -> dict[str, Any] | None:
-    """What held the run up; None where nobody knows: the scene shared an engine with others, or nothing was left."""
-    if not effort.engine.total:
-        return None
-    spent = Spent(
-        segment=seconds["segment"],
-        publish=seconds["publish"],
-        workers=effort.engines,
-        engine=effort.engine,
-        start=effort.start,
-        staging=sum(effort.staging.get(worker, 0.0) for worker in effort.workers),
-        read=effort.stages["read"],
-        write=effort.stages["write"],
-        pixels=effort.pixels,
-        readers=effort.readers,
-        writers=effort.writers,
-        staged=plan.stage,
-    )
-    return spent.to_json()

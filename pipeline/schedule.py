@@ -52,11 +52,12 @@ class Schedule(Iterator[Task | StageTask | None]):
         run: Path,
         records: Mapping[tuple[int, int], BlockRecord],
         listen: Listener,
-        workers: int = 1,
+        effort: Effort | None = None,
     ) -> None:
-        """`workers` do what comes from here, side by side."""
+        """What the tasks take is counted into `effort`."""
         self.plan, self.run, self.records, self.listen = plan, run, Packed(records), listen
-        self.effort = Effort(places=workers)
+        self.effort = effort or Effort()
+        self.effort.staged = plan.stage
         self._tail = Tail(Ledger(run / LEDGER))
         self.failed: dict[Window, str] = {}
         self.resumed = sum(record.window.pixels for record in records.values())

@@ -5,6 +5,7 @@ The key names everything that decides the bytes, so a rerun of the same command 
 and a changed one starts anew without touching what is published.
 """
 
+import contextlib
 import json
 import threading
 import time
@@ -95,12 +96,15 @@ class Engines:
         self._lock = threading.RLock()
         self._bundles: dict[Path, Bundle] = {}
         self._records: dict[tuple[Path, EngineRequest], EngineRecord] = {}
+        self.seconds = 0.0
+        """Wall time that this took so far."""
 
     def bundle(self, path: Path) -> Bundle:
         """The bundle in a folder; its digest is checked the first time."""
         with self._lock:
             if path not in self._bundles:
-                self._bundles[path] = open_bundle(path)
+                with self._counted():
+                    self._bundles[path] = open_bundle(path)
             return self._bundles[path]
 
     def engine(self, request: SegmentRequest, scene: Scene) -> EngineRecord:
@@ -109,8 +113,17 @@ class Engines:
         asked = _asked(request, bundle.spec, scene)
         with self._lock:
             if (bundle.path, asked) not in self._records:
-                self._records[bundle.path, asked] = prepare(bundle.path, asked)
+                with self._counted():
+                    self._records[bundle.path, asked] = prepare(bundle.path, asked)
             return self._records[bundle.path, asked]
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - start
 
 
 def _asked(request: SegmentRequest, spec: ModelSpec, scene: Scene) -> EngineRequest:
@@ -154,13 +167,17 @@ def plan_request(request: SegmentRequest, engines: Engines | None = None) -> Pla
 
 
 def segment_scene(
-    request: SegmentRequest, executor: Executor, listen: Listener = lambda _: None, disk: Disk | None = None
+    request: SegmentRequest,
+    executor: Executor,
+    listen: Listener = lambda _: None,
+    disk: Disk | None = None,
+    effort: report.Effort | None = None,
 ) -> dict[str, Any]:
     """Segment one scene into `request.folder`; returns the facts of its `run.json`.
 
     Every block whose record and shard agree is kept, so an interrupted run goes on where it stopped. With nothing left
     to do the published facts are returned as they are, and `unchanged` is set. `disk` is shared by scenes that are
-    in flight together.
+    in flight together. What the tasks take is counted into `effort`, whatever becomes of the scene.
 
     Raises:
         OutputError: the folder cannot be written, or a living run holds it.
@@ -178,11 +195,15 @@ def segment_scene(
     with workshop.locked(request.workshop), disk.share(max(plan.costs.needed_bytes - left, 0), request.out):
         if facts := finished(request, plan):
             return facts
-        return carry_out(request, plan, executor, listen)
+        return carry_out(request, plan, executor, listen, effort)
 
 
 def carry_out(
-    request: SegmentRequest, plan: Plan, executor: Executor, listen: Listener = lambda _: None
+    request: SegmentRequest,
+    plan: Plan,
+    executor: Executor,
+    listen: Listener = lambda _: None,
+    effort: report.Effort | None = None,
 ) -> dict[str, Any]:
     """Do what is left of a plan, and put the result into `request.folder`; the workshop is locked by now.
 
@@ -191,7 +212,7 @@ def carry_out(
     """
     executor.settle(plan.key[:16])
     job = open_job(request, plan)
-    facts = _Run(job, executor, listen).work()
+    facts = _Run(job, executor, listen, effort or report.Effort(places=executor.workers)).work()
     job.exchange()
     return facts
 
@@ -227,15 +248,15 @@ class Job:
         records: Collection[BlockRecord],
         effort: report.Effort,
         publish: Callable[[Sequence[str]], None],
-        start: float,
+        segment: float,
+        ended: float,
     ) -> dict[str, Any]:
         """Publish every output over the complete store; returns the facts, which `run.json` holds.
 
-        `start` is when the segmenting began, on the clock of `time.perf_counter`.
+        `segment` is how many seconds the segmenting took, `ended` when it ended on the clock of `time.perf_counter`.
         """
-        middle = time.perf_counter()
         publish(outputs.steps_of(self.plan)[:-1])
-        seconds = {"segment": middle - start, "publish": time.perf_counter() - middle}
+        seconds = {"segment": segment, "publish": time.perf_counter() - ended}
         Ledger(self.run / LEDGER).compact(records)
         facts = report.facts(self.plan, records, effort, seconds, len(self.records), wanted=self.request.scene)
         (self.run / RUN).write_text(json.dumps(facts, indent=1), encoding="utf-8")
@@ -268,12 +289,13 @@ class _Run:
     job: Job
     executor: Executor
     listen: Listener
+    effort: report.Effort
 
     def work(self) -> dict[str, Any]:
         """Do what is left and write every output; returns the facts of `run.json`."""
         plan, run, request = self.job.plan, self.job.run, self.job.request
         start = time.perf_counter()
-        schedule = Schedule(plan, run, self.job.records, self.listen, self.executor.workers)
+        schedule = Schedule(plan, run, self.job.records, self.listen, self.effort)
         with (
             workshop.staged(plan, run, request.staged, keep=request.keep_staged),
             stop.current().watch(run),
@@ -284,12 +306,10 @@ class _Run:
                 schedule.finish(outcome)
             stop.current().check()
             schedule.check()
-            records = schedule.records.values()
-            return self.job.complete(
-                records, schedule.effort, lambda steps: self.publish(steps, schedule.effort), start
-            )
+            ended = time.perf_counter()
+            return self.job.complete(schedule.records.values(), self.effort, self.publish, ended - start, ended)
 
-    def publish(self, steps: Sequence[str], effort: report.Effort) -> None:
+    def publish(self, steps: Sequence[str]) -> None:
         """Make the outputs `steps` on workers; what fails is tried once more with nothing else in flight.
 
         Raises:
@@ -301,7 +321,7 @@ class _Run:
             for outcome in outcomes:
                 if outcome.error is None:
                     done += 1
-                    effort.add(outcome.value)
+                    self.effort.add(outcome.value)
                     self.listen(Progress("publish", done, len(steps)))
                 elif outcome.fatal or outcome.task.alone:
                     raise IncompleteError(

@@ -10,7 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +23,7 @@ from pipeline.report import Effort
 from pipeline.schedule import prove
 from pipeline.segment import Engines, Job, SegmentRequest, finished, open_job, plan_request
 from pipeline.stop import Stopped, stopping
-from pipeline.worker import Task, TaskReport, segment_together
+from pipeline.worker import EngineWatch, Task, Watch, segment_together
 
 SMALL_TILES = 8
 """Most tiles of a small scene."""
@@ -79,6 +79,8 @@ class GroupReport:
     """Names of scenes that are too large for a group."""
     left: tuple[str, ...] = ()
     """Names of scenes for which there was no time."""
+    effort: Effort = field(default_factory=Effort)
+    """What it took."""
 
 
 def perform_group(task: GroupTask) -> GroupReport:
@@ -88,12 +90,12 @@ def perform_group(task: GroupTask) -> GroupReport:
         UsageError: the bundle is unusable, for every scene alike.
     """
     resources.limit_caches(GDAL_CACHE)
-    deadline, engines = time.monotonic() + TASK_SECONDS, Engines()
+    deadline, engines, effort = time.monotonic() + TASK_SECONDS, Engines(), Effort(together=0)
     results: list[SceneResult] = []
     large: list[str] = []
     waiting = list(task.requests)
     while waiting and not stopping(Path(task.marker)) and not (time.monotonic() > deadline and (results or large)):
-        chunk = _Chunk(engines, Path(task.marker))
+        chunk = _Chunk(engines, Path(task.marker), effort)
         chunk.work(waiting[:CHUNK])
         results += chunk.results
         large += chunk.large
@@ -101,14 +103,28 @@ def perform_group(task: GroupTask) -> GroupReport:
     resources.release_memory()
     settled = {result.name for result in results} | set(large)
     left = (request.name for request in task.requests if request.name not in settled)
-    return GroupReport(tuple(results), tuple(large), tuple(left))
+    return GroupReport(tuple(results), tuple(large), tuple(left), effort)
+
+
+@dataclass(frozen=True)
+class _Segmented:
+    """A scene whose blocks are all done, and what those took that shared its engine."""
+
+    job: Job
+    effort: Effort
+    seconds: float
+    """Wall time."""
 
 
 class _Chunk:
-    """Some scenes that go through the engine together."""
+    """Some scenes that go through the engine together; what it takes is counted into `effort`.
 
-    def __init__(self, engines: Engines, marker: Path) -> None:
-        self.engines, self.marker = engines, marker
+    A scene's `run.json` tells the speed and the bottleneck of all scenes that shared its engine here, but for the
+    publishing: of that it tells the seconds from the last block of the chunk to its own last file.
+    """
+
+    def __init__(self, engines: Engines, marker: Path, effort: Effort) -> None:
+        self.engines, self.marker, self.effort = engines, marker, effort
         self.results: list[SceneResult] = []
         self.large: list[str] = []
         self._records: defaultdict[str, list[BlockRecord]] = defaultdict(list)
@@ -117,11 +133,23 @@ class _Chunk:
         """Fill `results` and `large`; a scene in neither was not finished when this process was asked to stop."""
         start = time.perf_counter()
         with contextlib.ExitStack() as locks, ThreadPoolExecutor(THREADS, "files") as pool:
-            opened = pool.map(lambda request: self._open(request, locks), requests)
-            jobs = self._segment([job for job in opened if job is not None])
-            list(pool.map(lambda job: self._publish(job, start), jobs))
+            jobs = self._open_all(requests, locks, pool)
+            done = self._segment(jobs)
+            ended, watch = time.perf_counter(), Watch()
+            list(pool.map(lambda scene: self._publish(scene, ended), done))
+            self.effort.add(watch.report("publish"))
         seconds = (time.perf_counter() - start) / max(len(requests), 1)
         self.results = [replace(result, seconds=seconds) for result in self.results]
+
+    def _open_all(
+        self, requests: Sequence[SegmentRequest], locks: contextlib.ExitStack, pool: ThreadPoolExecutor
+    ) -> list[Job]:
+        watch, before = Watch(), self.engines.seconds
+        opened = list(pool.map(lambda request: self._open(request, locks), requests))
+        report, preparing = watch.report("open"), self.engines.seconds - before
+        self.effort.start += preparing
+        self.effort.add(replace(report, seconds=report.seconds - preparing))
+        return [job for job in opened if job is not None]
 
     def _open(self, request: SegmentRequest, locks: contextlib.ExitStack) -> Job | None:
         """The job of a scene; None where there is none: it failed, is large, or has a result already."""
@@ -149,43 +177,54 @@ class _Chunk:
                 raise
             self.results.append(SceneResult(request.name, request.scene.path, "failed", line(error)))
 
-    def _segment(self, jobs: Sequence[Job]) -> list[Job]:
-        """Segment all blocks that are left; returns the jobs whose blocks are all done."""
+    def _segment(self, jobs: Sequence[Job]) -> list[_Segmented]:
+        """Segment all blocks that are left."""
+        done: list[_Segmented] = []
         by_engine: defaultdict[str, list[Job]] = defaultdict(list)
         for job in jobs:
             by_engine[job.plan.engine.digest].append(job)
         for alike in by_engine.values():
-            if not self._run_all(alike):
-                self._one_by_one(alike)
-        return [job for job in jobs if not _left(job, self._records[str(job.run)])]
+            start, effort = time.perf_counter(), Effort(together=sum(bool(_left(job, ())) for job in alike))
+            if not self._run_all(alike, effort):
+                self._one_by_one(alike, effort)
+            seconds = time.perf_counter() - start
+            self.effort.join(effort)
+            whole = (job for job in alike if not _left(job, self._records[str(job.run)]))
+            done += [_Segmented(job, effort, seconds) for job in whole]
+        return done
 
-    def _run_all(self, jobs: Sequence[Job]) -> bool:
+    def _run_all(self, jobs: Sequence[Job], effort: Effort) -> bool:
         """Whether they went through together; if not, nothing of that is held any more."""
         try:
-            self._run(jobs)
+            self._run(jobs, effort)
         except Stopped:
             raise
         except Exception:  # noqa: BLE001 - one scene's fault: it is found scene by scene
             return False
         return True
 
-    def _run(self, jobs: Sequence[Job]) -> None:
+    def _run(self, jobs: Sequence[Job], effort: Effort) -> None:
         tasks = [Task(str(job.run), tuple(left)) for job in jobs if (left := _left(job, self._records[str(job.run)]))]
-        if tasks:
+        if not tasks:
+            return
+        watch, fresh = EngineWatch(tasks), list[BlockRecord]()
+        try:
             for run, record in segment_together(tasks, lambda _: stopping(self.marker)):
                 self._records[run].append(record)
+                fresh.append(record)
+        finally:
+            effort.add(watch.report(tuple(fresh)))
 
-    def _one_by_one(self, jobs: Sequence[Job]) -> None:
+    def _one_by_one(self, jobs: Sequence[Job], effort: Effort) -> None:
         for job in jobs:
             with self._told(job.request):
-                self._run([job])
+                self._run([job], effort)
 
-    def _publish(self, job: Job, start: float) -> None:
-        """All outputs of a scene whose blocks are done, on this worker."""
-        fresh = self._records[str(job.run)]
+    def _publish(self, scene: _Segmented, ended: float) -> None:
+        """All outputs of a scene, on this worker; the segmenting has `ended`."""
+        job, fresh = scene.job, self._records[str(scene.job.run)]
         records = [*job.records.values(), *fresh]
-        effort = Effort()
-        effort.add(TaskReport(0.0, None, resources.peak_memory(), tuple(fresh)))
+        effort = scene.effort if fresh else Effort(peak_bytes=resources.peak_memory())
 
         def publish(steps: Sequence[str]) -> None:
             for step in steps:
@@ -193,7 +232,7 @@ class _Chunk:
 
         with self._told(job.request):
             prove(job.plan, records)
-            job.complete(records, effort, publish, start)
+            job.complete(records, effort, publish, scene.seconds, ended)
             job.exchange()
             self.results.append(_result(job.request, job.plan, "done"))
 

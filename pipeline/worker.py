@@ -39,6 +39,8 @@ from pipeline.staging import stage_window
 from pipeline.statistics import class_sums, confidence_bins
 from pipeline.stop import stopping
 
+Kind = Literal["segment", "stage", "open", "publish"]
+
 _RECORDING = threading.Lock()
 """Held while a record is appended: a process has one file in a ledger, and several threads that write blocks."""
 
@@ -111,7 +113,7 @@ class TaskReport:
     peak_bytes: int
     """Largest resident set of the worker process so far."""
     records: tuple[BlockRecord, ...] = ()
-    kind: Literal["segment", "stage", "publish"] = "segment"
+    kind: Kind = "segment"
     start: float = 0.0
     """Seconds that went before, to load the engine: 0 where an earlier task of this process had loaded it."""
     engine: Times = field(default_factory=Times)
@@ -140,35 +142,58 @@ def perform(task: Task | StageTask | PublishTask) -> TaskReport:
 
 
 def _segment(task: Task) -> TaskReport:
-    began = time.perf_counter()
-    engine, threads = _engine(task.run)
-    start, before = time.perf_counter() - began, engine.meter.times()
-    records: list[BlockRecord] = []
-    report = _timed("segment", lambda: records.extend(segment_blocks(task)), without=threads)
-    reading, writing = _paces([task])
-    return replace(
-        report,
-        records=tuple(records),
-        start=start,
-        engine=engine.meter.times() - before,
-        readers=reading.threads,
-        writers=writing.threads,
-    )
+    watch = EngineWatch([task])
+    records = tuple(segment_blocks(task))
+    resources.release_memory()
+    return watch.report(records)
 
 
-def _timed(
-    kind: Literal["segment", "stage", "publish"],
-    work: Callable[[], object],
-    without: frozenset[int] = frozenset(),
-) -> TaskReport:
-    """What `work` takes; the CPU time of the threads `without` is left out."""
-    start, cpu = time.perf_counter(), resources.cpu_seconds(without=without)
+def _timed(kind: Kind, work: Callable[[], object]) -> TaskReport:
+    watch = Watch()
     work()
     resources.release_memory()
-    after = resources.cpu_seconds(without=without)
-    outside = None if cpu is None or after is None else max(after - cpu, 0.0)
-    worker = f"{socket.gethostname()}-{os.getpid()}"
-    return TaskReport(time.perf_counter() - start, outside, resources.peak_memory(), kind=kind, worker=worker)
+    return watch.report(kind)
+
+
+class Watch:
+    """What this process does from now on; the CPU time of the threads `without` is left out."""
+
+    def __init__(self, without: frozenset[int] = frozenset()) -> None:
+        self._without = without
+        self._began, self._cpu = time.perf_counter(), resources.cpu_seconds(without=without)
+
+    def report(self, kind: Kind) -> TaskReport:
+        """What it took up to now."""
+        after = resources.cpu_seconds(without=self._without)
+        outside = None if self._cpu is None or after is None else max(after - self._cpu, 0.0)
+        worker = f"{socket.gethostname()}-{os.getpid()}"
+        return TaskReport(time.perf_counter() - self._began, outside, resources.peak_memory(), kind=kind, worker=worker)
+
+
+class EngineWatch:
+    """What this process and the engine of some tasks do from now on. The engine is loaded first, if it is not at hand.
+
+    It may be asked after a failure too: each watch tells of its own time.
+    """
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        began = time.perf_counter()
+        self._engine, threads = _engine(tasks[0].run)
+        self._paces = _paces(tasks)
+        self._start, self._before = time.perf_counter() - began, self._engine.meter.times()
+        self._watch = Watch(without=threads)
+
+    def report(self, records: tuple[BlockRecord, ...]) -> TaskReport:
+        """What it took up to now to make `records`."""
+        reading, writing = self._paces
+        return replace(
+            self._watch.report("segment"),
+            records=records,
+            start=self._start,
+            engine=self._engine.meter.times() - self._before,
+            readers=reading.threads,
+            writers=writing.threads,
+        )
 
 
 def segment_blocks(task: Task) -> Iterator[BlockRecord]:

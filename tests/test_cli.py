@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -105,7 +106,9 @@ def test_of_an_archive_only_what_is_new_and_fits_is_planned_and_segmented(segmen
     (folder / "north").mkdir(parents=True)
     for name in ("north/a", "north/b", "c"):
         write_tiff(folder / f"{name}.tif", noise(3, 60, 70))
-    assert segment(folder, "--match", "north/a*")[2] == "1 scenes: 1 done, 0 unchanged, 0 failed\n"
+    _, out, err = segment(folder, "--match", "north/a*")
+    assert err == "1 scenes: 1 done, 0 unchanged, 0 failed\n"
+    assert re.search(r"engine's time +busy \d+ % of the workers' time.*\n.*\n limit: \w+ ", out)
     plan = ["plan", folder, "--bundle", bundle, "--engine", "null", "--out", tmp_path / "o", "--json"]
     code, out, err = widefield(*plan)
     assert (code, err) == (0, "2 to segment, 1 unchanged, 0 failed\n")

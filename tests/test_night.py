@@ -9,6 +9,8 @@ import pytest
 from flows.archive import PICTURES, ROWS, overtaken, page, rows, verdict
 from flows.artifacts import TEXT_LIMIT, slug
 from flows.parameters import Options, address
+from models.engines.meter import Times
+from pipeline.bottleneck import Spent
 from pipeline.nightly import ArchiveRequest
 from pipeline.together import SceneResult
 
@@ -97,6 +99,13 @@ def test_the_page_is_bounded_and_its_names_are_no_markup(tmp_path):
     assert text.count("![preview](data:") == PICTURES
     assert "<script>" not in text
     assert "![x]" not in text
+
+
+def test_the_page_tells_what_held_the_run_up(tmp_path):
+    spent = Spent(2.0, 0.0, 1, Times(busy=1.9), 0.0, 0.0, 0.5, 0.25, 10**6, 1, 1, staged=False, together=2)
+    text = page(asked(tmp_path), [SceneResult("a", "p", "done")], spent.to_json())
+    assert "- **limit: engine**: the engine was busy 95 % of the time: only a faster engine or more" in text
+    assert "- **together**: 2 scenes in 2.0 s, 0.50 Mpx/s" in text
 
 
 def test_each_address_has_a_short_name_of_its_own():

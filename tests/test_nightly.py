@@ -49,11 +49,30 @@ def test_a_bad_scene_is_one_line_and_the_others_go_on(night, tmp_path):
     assert [event.done for event in heard if getattr(event, "phase", None) == "archive"] == [0, 1, 2, 3]
 
 
+def test_the_report_tells_what_held_the_run_up_over_all_its_scenes(night, tmp_path):
+    segment_archive(replace(night, match="a*"), SerialExecutor())
+    write_tiff(tmp_path / "archive/e.tif", noise(3, 60, 70), **TILED)
+    report = segment_archive(replace(night, pattern=replace(night.pattern, keep_staged=True)), SerialExecutor())
+    assert report.counts == {"done": 2, "unchanged": 1, "failed": 1}  # one after the other, each with its own tasks
+    found, seconds = report.bottleneck, report.bottleneck["seconds"]
+    assert (found["together"], found["workers"]) == (2, 1)
+    assert found["megapixels_per_second"] == pytest.approx((150 * 200 + 60 * 70) / 1e6 / found["wall"], rel=0.05)
+    assert min(seconds["engine"] + seconds["waiting_for_input"], seconds["publish"]) > 0
+    assert found["engine_share"] + sum(found["losses"].values()) == pytest.approx(1, abs=0.01)
+
+
+def test_small_scenes_count_into_the_report_and_a_night_without_news_has_none(night):
+    found = segment_archive(night, SerialExecutor()).bottleneck
+    assert (found["together"], found["workers"]) == (2, 1)
+    assert min(found["seconds"]["open"], found["seconds"]["publish"], found["megapixels_per_second"]) > 0
+    assert segment_archive(night, SerialExecutor()).bottleneck is None
+
+
 def test_the_report_lies_in_the_folder_of_outputs(night, tmp_path):
     report = segment_archive(night, SerialExecutor())
     told = json.loads((tmp_path / "out/archive.json").read_text())
     assert told == json.loads(json.dumps(report.to_json()))
-    assert (told["schema"], told["counts"]) == (1, {"done": 2, "unchanged": 0, "failed": 1})
+    assert (told["schema"], told["counts"]) == (2, {"done": 2, "unchanged": 0, "failed": 1})
     links = json.loads((tmp_path / "out/collection.json").read_text())["links"]
     assert [link["href"] for link in links if link["rel"] == "item"] == ["./a/item.json", "./deep/c/item.json"]
 

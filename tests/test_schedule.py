@@ -65,7 +65,7 @@ def test_effort_adds_up_what_tasks_report(run):
     segmenting = [outcome.value for outcome in outcomes if isinstance(outcome.task, Task)]
     staging = [outcome.value for outcome in outcomes if isinstance(outcome.task, StageTask)]
     assert effort.engine.total == pytest.approx(sum(report.engine.total for report in segmenting))
-    assert list(effort.staging.values()) == [pytest.approx(sum(report.seconds for report in staging))]
+    assert list(effort.others.values()) == [pytest.approx(sum(report.seconds for report in staging))]
     assert effort.workers == {report.worker for report in segmenting}
     assert min(effort.readers, effort.writers) >= 1
 

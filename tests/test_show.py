@@ -98,3 +98,8 @@ def test_what_held_a_run_up_is_told_with_what_would_help():
     assert "busy 50 % of the workers' time: 10.0 s; waited 8.0 s for input, 0.5 s for output" in text
     assert "read 7.0 s, write 1.0 s, by up to 4 and 1 threads in each of 2 workers" in text
     assert "limit: input │ stage it" in text
+    assert "together" not in text
+    shared = {"open": 0.25, "start": 0.0, "stage": 0.0, "publish": 3.0, "idle": 0.5}
+    found |= {"together": 16, "wall": 14.0, "megapixels_per_second": 2.5, "seconds": seconds | shared}
+    text = " ".join(summed_up(bottleneck=found, coverage=coverage).split())
+    assert "together │ 16 scenes in 14.0 s, 2.50 Mpx/s, opening 0.2 s, publishing 3.0 s, idle 0.5 s" in text

@@ -1,6 +1,7 @@
 """Small scenes in one task: the same bytes as alone, in batches that several of them share."""
 
 import hashlib
+import json
 import os
 import signal
 import sys
@@ -19,6 +20,8 @@ from pipeline.scene import SceneAddress
 from pipeline.segment import SegmentRequest, segment_scene
 from pipeline.together import GroupTask, perform_group
 
+SIZES = [(60, 70), (128, 128), (90, 200), (110, 120), (33, 40), (100, 64)]
+
 
 def request(path, bundle, out, **changes):
     chosen = {"backend": "torch", "precision": "fp32", "tile": 128, "threads": 1, "batch": 4, **changes}
@@ -28,8 +31,8 @@ def request(path, bundle, out, **changes):
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
     """Six scenes of one to four tiles, of several sizes."""
-    folder, sizes = tmp_path_factory.mktemp("small"), [(60, 70), (128, 128), (90, 200), (110, 120), (33, 40), (100, 64)]
-    return [write_tiff(folder / f"s{n}.tif", noise(3, *size, seed=n)) for n, size in enumerate(sizes)]
+    folder = tmp_path_factory.mktemp("small")
+    return [write_tiff(folder / f"s{n}.tif", noise(3, *size, seed=n)) for n, size in enumerate(SIZES)]
 
 
 def masks(out, scenes):
@@ -50,6 +53,26 @@ def test_together_or_alone_the_bytes_are_the_same(scenes, bundle, tmp_path):
     report = perform_group(GroupTask(requests, str(tmp_path)))
     assert [result.status for result in report.results] == ["done"] * 6
     assert masks(tmp_path / "together", scenes) == masks(tmp_path / "alone", scenes)
+
+
+def bottlenecks(out, names):
+    return [json.loads((out / name / "run.json").read_text())["bottleneck"] for name in names]
+
+
+def test_scenes_that_share_an_engine_tell_what_held_all_of_them_up(scenes, bundle, tmp_path):
+    requests = tuple(request(scene, bundle, tmp_path, backend="null") for scene in scenes)
+    effort = perform_group(GroupTask(requests, str(tmp_path))).effort
+    found = bottlenecks(tmp_path, [scene.stem for scene in scenes])
+    pixels = sum(height * width for height, width in SIZES)
+    assert (effort.together, effort.pixels, {each["together"] for each in found}) == (6, pixels, {6})
+    shared = [{**each["seconds"], "publish": 0, "idle": 0} for each in found]
+    assert shared == shared[:1] * 6
+    for each in found:
+        segment = each["wall"] - each["seconds"]["publish"]
+        assert each["megapixels_per_second"] == pytest.approx(pixels / 1e6 / segment, rel=0.05)
+        share = each["engine_share"] * segment / each["wall"]
+        assert share + sum(each["losses"].values()) == pytest.approx(1, abs=0.01)
+    assert {kind for kind, _ in effort.others} == {"open", "publish"}
 
 
 def test_a_group_waits_for_a_gpu_unless_its_scenes_are_for_the_processor(scenes, bundle, tmp_path):
@@ -84,6 +107,10 @@ def test_a_failure_in_one_scene_is_its_own(scenes, bundle, tmp_path):
     assert {result.name: result.status for result in report.results} == {
         "s0": "done", "s1": "done", "torn": "failed", "s2": "done"
     }  # fmt: skip
+    assert report.effort.pixels == sum(height * width for height, width in SIZES[:3])  # no block counts twice
+    for each in bottlenecks(tmp_path / "out", ["s0", "s1", "s2"]):
+        told = sum(each["seconds"][part] for part in ("start", "engine", "waiting_for_input", "waiting_for_output"))
+        assert 0 < told <= each["wall"] - each["seconds"]["publish"] + 0.01
 
 
 def test_a_large_scene_is_handed_back_and_done_by_itself(scenes, bundle, tmp_path):
