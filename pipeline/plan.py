@@ -301,7 +301,8 @@ def make_plan(
 
 
 def _task_blocks(grid: TileGrid, block: int, engine: EngineRecord, workers: int) -> int:
-    """Blocks that one worker finishes in about `TASK_SECONDS`, and few enough that every worker gets several tasks.
+    """Blocks that one worker finishes in about `TASK_SECONDS`; and where there are several workers, few enough that
+    every one gets several tasks.
 
     At the end of a task the engine runs dry: so a task's tiles fill its streams evenly, even where tasks are then few.
     """
@@ -309,9 +310,10 @@ def _task_blocks(grid: TileGrid, block: int, engine: EngineRecord, workers: int)
     seconds = tiles * engine.seconds_per_tile
     by_time = min(round(TASK_SECONDS / seconds), MOST_BLOCKS) if seconds > 0 else 16
     blocks = -(-grid.height // block) * -(-grid.width // block)
+    wanted, least = (4 * workers, 2 * workers) if workers > 1 else (1, 1)
     even = math.lcm(tiles, engine.streams * engine.batch) // tiles
-    wanted = min(by_time, blocks // (4 * workers)) // even * even
-    return max(1, min(max(wanted, even), blocks // (2 * workers)))
+    length = min(by_time, blocks // wanted) // even * even
+    return max(1, min(max(length, even), blocks // least))
 
 
 def _costs(

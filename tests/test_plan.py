@@ -230,25 +230,33 @@ def test_one_more_reader_and_writer_pay_for_a_handle_and_for_all_that_two_blocks
     assert costs[1].peak_bytes - costs[0].peak_bytes == read + handle + written
 
 
-@pytest.mark.parametrize(("seconds", "blocks"), [(0.0, 16), (8.0, 2), (1.0, 15), (0.01, 64)])
-def test_a_task_takes_some_seconds_and_every_worker_gets_several(tmp_path, seconds, blocks):
+@pytest.mark.parametrize(
+    ("seconds", "alone", "of_two"), [(0.0, 16, 16), (8.0, 2, 2), (1.0, 15, 15), (0.1, 150, 32), (0.01, 256, 32)]
+)
+def test_a_task_takes_some_seconds_and_every_worker_gets_several(seconds, alone, of_two):
     grid = TileGrid(64 * 16, 64 * 16, 128, 32, 32)
     engine = replace(ENGINE, seconds_per_tile=seconds)
-    assert _task_blocks(grid, 64, engine, workers=1) == blocks
+    assert _task_blocks(grid, 64, engine, workers=1) == alone
+    assert _task_blocks(grid, 64, engine, workers=2) == of_two
     assert _task_blocks(grid, 64, engine, workers=64) == 1
 
 
 @pytest.mark.parametrize(
     ("streams", "batch", "core", "blocks"),
     [
-        pytest.param(1, 1, 64, 1, id="one stream: more tasks"),
+        pytest.param(1, 1, 64, 1, id="one stream"),
         pytest.param(2, 1, 64, 2, id="two streams want two tiles"),
         pytest.param(2, 1, 32, 1, id="a block holds four"),
         pytest.param(1, 8, 32, 2, id="two blocks fill a batch"),
-        pytest.param(2, 32, 32, 8, id="but each worker gets two tasks"),
+        pytest.param(2, 32, 32, 4, id="but each worker gets two tasks"),
     ],
 )
 def test_a_task_fills_the_engine_s_streams_evenly(streams, batch, core, blocks):
     engine = replace(ENGINE, seconds_per_tile=20.0 * (core / 64) ** 2, streams=streams, batch=batch)
     grid = TileGrid(64 * 4, 64 * 4, core + 64, 32, 32)
-    assert _task_blocks(grid, 64, engine, workers=1) == blocks
+    assert _task_blocks(grid, 64, engine, workers=2) == blocks
+
+
+def test_one_worker_has_a_scene_of_few_blocks_in_one_task():
+    engine = replace(ENGINE, seconds_per_tile=2.0, streams=2)
+    assert _task_blocks(TileGrid(128, 128, 128, 32, 32), 64, engine, workers=1) == 4
