@@ -60,13 +60,13 @@ def local_server(home: Path, port: int, settings: Mapping[str, str] = MappingPro
 
 @contextlib.contextmanager
 def ended(process: "subprocess.Popen[bytes]") -> "Iterator[subprocess.Popen[bytes]]":
-    """The process while the block runs; afterwards it is asked to end, and made to after 20 seconds."""
+    """The process while the block runs; afterwards it is asked to end, and made to after ten seconds."""
     try:
         yield process
     finally:
         process.terminate()
         try:
-            process.wait(20)
+            process.wait(10)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 GPU = "GPU"
 """The resource of workers that have a GPU: one, which one task takes."""
+PATIENCE = 10
+"""Seconds within which a scheduler must answer."""
 
 
 class Named(Protocol):
@@ -175,7 +177,7 @@ class DaskExecutor:
             _check_address(self.scheduler)
         target = self.scheduler or self._cluster()
         try:
-            client = Client(target, timeout="10s", set_as_default=False)
+            client = Client(target, timeout=PATIENCE, set_as_default=False)
         except (OSError, TimeoutError) as error:
             self._close()
             raise OutputError(

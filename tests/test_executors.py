@@ -157,7 +157,8 @@ def test_results_that_are_there_together_are_fetched_by_one_call(cluster, monkey
     assert sum(fetched) == 20
 
 
-def test_a_scheduler_that_does_not_answer_is_one_line():
+def test_a_scheduler_that_does_not_answer_is_one_line(monkeypatch):
+    monkeypatch.setattr("pipeline.executors.PATIENCE", 1)
     with pytest.raises(OutputError, match="no Dask scheduler answers at tcp"):
         DaskExecutor(scheduler="tcp://127.0.0.1:1").__enter__()
 

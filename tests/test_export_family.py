@@ -112,13 +112,9 @@ def agree_on_tiles(path, serve, batch=None):
     agree(export_onnx(serve, path, tile=TILE, dtype="uint8", batch=batch), serve, tiles(TILE, TILE))
 
 
-DEEP = {"inception_v2_factorized", "inception_v3", "inception_v4", "inception_resnet_v1", "inception_resnet_v2"}
-"""Encoders whose export takes long: `make test-slow` has them."""
-
-
 @pytest.mark.parametrize(
     ("encoder", "variant"),
-    [pytest.param(name, how, marks=[pytest.mark.slow] * (name in DEEP)) for name, how in NETWORKS],
+    [pytest.param(name, how, marks=[pytest.mark.slow] * (number > 0)) for number, (name, how) in enumerate(NETWORKS)],
 )
 def test_a_network_with_a_unet_agrees_at_an_odd_size(tmp_path, encoder, variant):
     agree_at_an_odd_size(tmp_path / "model.onnx", segmenter(encoder, **variant))
