@@ -9,7 +9,7 @@ PUBLIC_NEEDS := six munch tqdm requests urllib3 charset-normalizer idna certifi 
 OTHERS := geo-inference==3.2.4 xarray==2026.9.0 rioxarray==0.19.0 ttach==0.0.3 hydra-core==1.3.8 omegaconf==2.4.0 \
 	antlr4-python3-runtime==4.9.3 rtree==1.4.1 requests==2.34.2 colorlog==6.7.0 tqdm==4.70.1
 
-.PHONY: setup demo lint test test-slow test-nasty test-gpu parity models quality bench bench-gpu clean
+.PHONY: setup demo lint test suite test-slow test-nasty test-gpu parity models quality bench bench-gpu clean
 
 setup: .venv/.done  ## a virtual environment with pinned versions and this project in it
 
@@ -27,7 +27,10 @@ lint: setup  ## style, types, arrows
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint  ## everything that CI runs
+test: setup  ## everything that CI runs: the tests wait now and then, and lint takes these times
+	$(MAKE) --no-print-directory -j 2 lint suite
+
+suite: setup
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-slow: setup  ## every network with every decoder and output stride, exported; approvals and failures of retrainings

@@ -28,7 +28,7 @@ def test_every_decoder_gives_the_inputs_size_at_every_output_stride(decoder, str
         assert network(torch.zeros(1, 3, rows, cols, device="meta")).shape == (1, 4, rows, cols)
 
 
-SOME = (64, 65, 79, 80, 81, 95, 96, 97, 240, 496, 500)
+SOME = (64, 65, 79, 81, 97, 240)
 """Edges around multiples of every stride."""
 
 
