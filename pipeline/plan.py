@@ -304,7 +304,8 @@ def _task_blocks(grid: TileGrid, block: int, engine: EngineRecord, workers: int)
     """Blocks that one worker finishes in about `TASK_SECONDS`; and where there are several workers, few enough that
     every one gets several tasks.
 
-    At the end of a task the engine runs dry: so a task's tiles fill its streams evenly, even where tasks are then few.
+    At the end of a task the engine runs dry: so a task's tiles fill its streams evenly, where that takes at most twice
+    as long, even if tasks are then few.
     """
     tiles = (block // grid.core) ** 2
     seconds = tiles * engine.seconds_per_tile
@@ -313,7 +314,7 @@ def _task_blocks(grid: TileGrid, block: int, engine: EngineRecord, workers: int)
     wanted, least = (4 * workers, 2 * workers) if workers > 1 else (1, 1)
     even = math.lcm(tiles, engine.streams * engine.batch) // tiles
     length = min(by_time, blocks // wanted) // even * even
-    return max(1, min(max(length, even), blocks // least))
+    return max(1, min(max(length, min(even, 2 * max(by_time, 1))), blocks // least))
 
 
 def _costs(

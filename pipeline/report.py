@@ -41,7 +41,9 @@ class Effort:
     start: float = 0.0
     """Seconds that loading engines took."""
     others: defaultdict[tuple[str, str], float] = field(default_factory=lambda: defaultdict(float))
-    """Seconds of what else was done (see `TaskReport.kind`), by what it was and the process that did it."""
+    """Seconds of what else was done (see `TaskReport.kind`, and `prepare` for engines of small scenes), by what it was
+    and the process that did it.
+    """
     staged: bool = False
     """Whether blocks were read from image.zarr."""
     readers: int = 0
@@ -105,7 +107,7 @@ class Effort:
             publish=publish or 0.0,
             workers=max(self.engines, places),
             engine=self.engine,
-            start=self.start,
+            start=self.start + self._other("prepare"),
             staging=self._other("stage"),
             read=self.stages["read"],
             write=self.stages["write"],

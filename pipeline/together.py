@@ -147,7 +147,7 @@ class _Chunk:
         watch, before = Watch(), self.engines.seconds
         opened = list(pool.map(lambda request: self._open(request, locks), requests))
         report, preparing = watch.report("open"), self.engines.seconds - before
-        self.effort.start += preparing
+        self.effort.others["prepare", report.worker] += preparing
         self.effort.add(replace(report, seconds=report.seconds - preparing))
         return [job for job in opened if job is not None]
 

@@ -242,17 +242,18 @@ def test_a_task_takes_some_seconds_and_every_worker_gets_several(seconds, alone,
 
 
 @pytest.mark.parametrize(
-    ("streams", "batch", "core", "blocks"),
+    ("streams", "batch", "core", "seconds", "blocks"),
     [
-        pytest.param(1, 1, 64, 1, id="one stream"),
-        pytest.param(2, 1, 64, 2, id="two streams want two tiles"),
-        pytest.param(2, 1, 32, 1, id="a block holds four"),
-        pytest.param(1, 8, 32, 2, id="two blocks fill a batch"),
-        pytest.param(2, 32, 32, 4, id="but each worker gets two tasks"),
+        pytest.param(1, 1, 64, 20.0, 1, id="one stream"),
+        pytest.param(2, 1, 64, 20.0, 2, id="two streams want two tiles"),
+        pytest.param(2, 1, 32, 20.0, 1, id="a block holds four"),
+        pytest.param(1, 8, 32, 20.0, 2, id="two blocks fill a batch"),
+        pytest.param(2, 32, 32, 1.0, 4, id="each worker gets two tasks"),
+        pytest.param(2, 32, 32, 20.0, 2, id="and none takes far longer than it should"),
     ],
 )
-def test_a_task_fills_the_engine_s_streams_evenly(streams, batch, core, blocks):
-    engine = replace(ENGINE, seconds_per_tile=20.0 * (core / 64) ** 2, streams=streams, batch=batch)
+def test_a_task_fills_the_engine_s_streams_evenly(streams, batch, core, seconds, blocks):
+    engine = replace(ENGINE, seconds_per_tile=seconds * (core / 64) ** 2, streams=streams, batch=batch)
     grid = TileGrid(64 * 4, 64 * 4, core + 64, 32, 32)
     assert _task_blocks(grid, 64, engine, workers=2) == blocks
 

@@ -72,7 +72,7 @@ def test_scenes_that_share_an_engine_tell_what_held_all_of_them_up(scenes, bundl
         assert each["megapixels_per_second"] == pytest.approx(pixels / 1e6 / segment, rel=0.05)
         share = each["engine_share"] * segment / each["wall"]
         assert share + sum(each["losses"].values()) == pytest.approx(1, abs=0.01)
-    assert {kind for kind, _ in effort.others} == {"open", "publish"}
+    assert {kind for kind, _ in effort.others} == {"open", "prepare", "publish"}
 
 
 def test_a_group_waits_for_a_gpu_unless_its_scenes_are_for_the_processor(scenes, bundle, tmp_path):

@@ -330,8 +330,9 @@ class CudaStream:
                 work()
         except RuntimeError as error:
             torch.cuda.set_stream(before)  # PyTorch does not leave the stream of a recording that failed
-            cause = error.__context__
-            raise (cause if isinstance(cause, RuntimeError) else error) from None  # which says what ended it
+            if isinstance(error.__context__, RuntimeError):
+                raise error.__context__ from None  # which says what ended it
+            raise
         self._graphs.append((graph, work))
         return graph.replay
 

@@ -1,6 +1,7 @@
 """`python -m tests.bench [NAME [ARGUMENT...]] [--write]`: Markdown on stdout, all figures in runs/bench.json.
 
-With `--write` the tables of docs/performance.md and of the README are replaced by what was measured.
+With `--write` the tables of docs/performance.md are replaced by what was measured; `summary` tells what was wanted and
+reached of all of it, for the summaries there and in the README, which are put together by hand.
 """
 
 import re
@@ -63,15 +64,10 @@ def summary():
 
 
 def write(name, text):
-    """Replace what stands between the marks of a benchmark, wherever there are some."""
-    for path in (ROOT / "docs/performance.md", ROOT / "README.md"):
-        old = path.read_text()
-        mark = re.escape(f"<!-- bench {name} -->")
-        new = re.sub(
-            rf"({mark}\n).*?(<!-- end -->)", lambda found: f"{found[1]}\n{text}\n{found[2]}", old, flags=re.DOTALL
-        )
-        if new != old:
-            path.write_text(new)
+    """Replace what stands between the marks of a benchmark, if there are some."""
+    path, mark = ROOT / "docs/performance.md", re.escape(f"<!-- bench {name} -->")
+    marked = re.compile(rf"({mark}\n).*?(<!-- end -->)", re.DOTALL)
+    path.write_text(marked.sub(lambda found: f"{found[1]}\n{text}\n{found[2]}", path.read_text()))
 
 
 def _all():
@@ -91,7 +87,6 @@ def main():
         sys.stdout.flush()
         if "--write" in sys.argv:
             write(name, text)
-            write("summary", summary())
 
 
 if __name__ == "__main__":

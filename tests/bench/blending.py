@@ -60,7 +60,7 @@ class Case:
 
     network: str
     window: tuple[int, int, int, int]
-    """One that our tiles, and MONAI's default windows, cover without waste."""
+    """One that our tiles cover without waste."""
     tile: int
     settings: tuple[tuple[int, float, str], ...]
 
